@@ -1,0 +1,60 @@
+# Every target first makes sure that its tools are there (packaging/bootstrap.sh),
+# then hands over to `cargo xtask`. A second call finds everything in place.
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+# `make test QEMU=DIR KERNEL=DIR` repeats the end-to-end tests with another QEMU or
+# guest kernel; `cargo xtask variant` prepares both from the distribution's backports.
+QEMU    ?=
+KERNEL  ?=
+
+export PATH := $(PATH):$(HOME)/.cargo/bin
+bootstrap := packaging/bootstrap.sh
+
+.PHONY: help build demo test test-kvm bench install uninstall lint clean
+
+help:
+	@echo 'make build            release binaries and the guest kernel, in target/'
+	@echo 'make demo             build, make a Debian image and run it in its own VM'
+	@echo 'make test             unit and end-to-end tests   [QEMU=DIR] [KERNEL=DIR]'
+	@echo 'make test-kvm         the KVM path, inside an emulated machine that offers SVM'
+	@echo 'make bench            the benchmarks of docs/benchmarks.md'
+	@echo 'make lint             rustfmt and clippy'
+	@echo 'make install          into PREFIX=$(PREFIX), below DESTDIR=$(DESTDIR)'
+	@echo 'make uninstall        what install put there'
+	@echo 'make clean            what was built'
+
+build:
+	@$(bootstrap) build
+	@cargo xtask build
+
+demo:
+	@$(bootstrap) build demo
+	@cargo xtask demo
+
+test:
+	@$(bootstrap) build demo test
+	@cargo xtask test $(if $(QEMU),--qemu '$(QEMU)') $(if $(KERNEL),--kernel '$(KERNEL)')
+
+test-kvm:
+	@$(bootstrap) build demo test
+	@cargo xtask test-kvm
+
+bench:
+	@$(bootstrap) build demo test
+	@cargo xtask bench
+
+lint:
+	@$(bootstrap) toolchain
+	@cargo xtask lint
+
+# Nothing is compiled as root: run `make build` first when installing with sudo.
+install:
+	@$(bootstrap) build
+	@cargo xtask install --prefix '$(PREFIX)' --destdir '$(DESTDIR)'
+
+uninstall:
+	@cargo xtask uninstall --prefix '$(PREFIX)' --destdir '$(DESTDIR)'
+
+clean:
+	cargo clean

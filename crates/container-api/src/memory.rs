@@ -1,0 +1,36 @@
+//! Memory that a process holds for itself.
+
+use std::io;
+
+/// Anonymous memory of a process in bytes, in RAM or swapped out (`smaps_rollup` of `proc(5)`).
+///
+/// # Errors
+/// When it can't be read or is not what the kernel writes.
+pub fn own(pid: i32) -> io::Result<u64> {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    anonymous(&rollup).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "smaps_rollup"))
+}
+
+fn anonymous(rollup: &str) -> Option<u64> {
+    let field = |name: &str| -> Option<u64> {
+        let value = rollup.lines().find_map(|line| line.strip_prefix(name))?;
+        let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kib << 10)
+    };
+    Some(field("Anonymous:")? + field("Swap:")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn anonymous_memory_and_swap_count() {
+        let rollup = "0-1 ---p 0 00:00 0 [rollup]\nRss: 90 kB\nAnonymous:         40 kB\n\
+                      AnonHugePages: 0 kB\nSwap:               2 kB\nSwapPss: 2 kB\n";
+        assert_eq!(anonymous(rollup), Some(42 << 10));
+        assert_eq!(anonymous("Rss: 90 kB\n"), None);
+        assert!(own(std::process::id() as i32).unwrap() > 0);
+        own(0).unwrap_err();
+    }
+}

@@ -1,0 +1,5 @@
+//! `container-apiserver`: see the library.
+
+fn main() -> std::process::ExitCode {
+    container_apiserver::run::main()
+}

@@ -1,0 +1,333 @@
+//! The requests, each to its operation, and one line in the log for each.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use container_api::apiserver::Request;
+use container_api::images;
+use container_api::network;
+use container_api::runtime::{self, CALL_DEADLINE, INIT_PROCESS};
+use container_api::types::ExitRecord;
+use container_api::varlink::{Reply, Responder, Service};
+use container_api::{ApiError, ErrorCode, Result};
+use serde_json::Value;
+
+use crate::attachment::Attachment;
+use crate::engine::Engine;
+use crate::logs::Wanted;
+use crate::merge;
+use crate::start::running;
+use crate::validate::{name, signal};
+
+/// From the answer to a shutdown to the end: the answer is on its way.
+const FAREWELL: Duration = Duration::from_millis(50);
+
+/// The engine, as the socket shows it.
+#[derive(Debug)]
+pub struct Apiserver(pub Arc<Engine>);
+
+impl Service for Apiserver {
+    type Request = Request;
+
+    async fn call(
+        &self,
+        request: Request,
+        fds: Vec<OwnedFd>,
+        responder: &Responder,
+    ) -> Result<Reply> {
+        let begun = Instant::now();
+        let (operation, subject) = describe(&request);
+        let outcome = self.dispatch(request, fds, responder).await;
+        let peer = responder.peer();
+        tracing::info!(
+            operation,
+            subject,
+            uid = peer.uid,
+            pid = peer.pid,
+            duration_us = begun.elapsed().as_micros() as u64,
+            result = outcome.as_ref().err().map_or("ok".to_owned(), |e| format!("{:?}", e.code)),
+            error = outcome
+                .as_ref()
+                .err()
+                .map(|e| container_api::escape::escape(&e.message).into_owned()),
+        );
+        outcome
+    }
+}
+
+/// The name of an operation, and what it is about; never what a caller keeps secret.
+fn describe(request: &Request) -> (&'static str, Option<String>) {
+    let (operation, subject) = match request {
+        Request::Status => ("status", None),
+        Request::Shutdown { .. } => ("shutdown", None),
+        Request::Images(request) => return (describe_images(request), None),
+        Request::Create(options) => {
+            ("create", Some(options.name.as_ref().unwrap_or(&options.image.reference)))
+        }
+        Request::Start { id, .. } => ("start", Some(id)),
+        Request::Attach { id, .. } => ("attach", Some(id)),
+        Request::Exec { id, .. } => ("exec", Some(id)),
+        Request::Wait { id, .. } => ("wait", Some(id)),
+        Request::Signal { id, .. } => ("signal", Some(id)),
+        Request::Resize { id, .. } => ("resize", Some(id)),
+        Request::Stop { id, .. } => ("stop", Some(id)),
+        Request::Delete { id, .. } => ("delete", Some(id)),
+        Request::List => ("list", None),
+        Request::Inspect { id } => ("inspect", Some(id)),
+        Request::Logs { id, .. } => ("logs", Some(id)),
+        Request::Stats { .. } => ("stats", None),
+        Request::Update { id, .. } => ("update", Some(id)),
+        Request::DiskUsage => ("disk usage", None),
+        Request::PruneSystem => ("system prune", None),
+        Request::Networks(request) => return describe_networks(request),
+        Request::Prune => ("prune", None),
+    };
+    let short = |text: &String| text.chars().take(256).collect::<String>();
+    (operation, subject.map(|text| container_api::escape::escape(&short(text)).into_owned()))
+}
+
+fn describe_networks(request: &network::Request) -> (&'static str, Option<String>) {
+    let (operation, subject) = match request {
+        network::Request::Create(wanted) => ("network create", Some(wanted.name.clone())),
+        network::Request::Delete { names, .. } => ("network delete", Some(names.join(" "))),
+        network::Request::Prune { .. } => ("network prune", None),
+        network::Request::List { .. } => ("network list", None),
+        network::Request::Dns(_) => ("dns", None),
+        _ => ("network", None),
+    };
+    let short = |text: String| text.chars().take(256).collect::<String>();
+    (operation, subject.map(|text| container_api::escape::escape(&short(text)).into_owned()))
+}
+
+fn describe_images(request: &images::Request) -> &'static str {
+    match request {
+        images::Request::Pull(_) => "image pull",
+        images::Request::Load { .. } => "image load",
+        images::Request::Save { .. } => "image save",
+        images::Request::List => "image list",
+        images::Request::Inspect { .. } => "image inspect",
+        images::Request::Tag { .. } => "image tag",
+        images::Request::Delete { .. } => "image delete",
+        images::Request::Prune { .. } => "image prune",
+        images::Request::Prepare { .. } => "image prepare",
+        images::Request::EmptyUpper => "empty upper",
+        images::Request::InstallKernel(_) => "kernel set",
+        images::Request::DiskUsage { .. } => "disk usage",
+        images::Request::Shutdown => "image shutdown",
+    }
+}
+
+/// `work`, unless the caller goes away first: then it is dropped.
+async fn while_wanted<T>(
+    responder: &Responder,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    tokio::select! {
+        done = work => done,
+        () = responder.hung_up() => {
+            Err(ApiError::new(ErrorCode::Cancelled, "the caller went away"))
+        }
+    }
+}
+
+impl Apiserver {
+    async fn dispatch(
+        &self,
+        request: Request,
+        fds: Vec<OwnedFd>,
+        responder: &Responder,
+    ) -> Result<Reply> {
+        let engine = &self.0;
+        match request {
+            Request::Status => {
+                Reply::new(&while_wanted(responder, async { Ok(engine.status().await) }).await?)
+            }
+            Request::Shutdown { stop_containers, timeout_ms } => {
+                self.shutdown(stop_containers, timeout_ms).await
+            }
+            Request::Images(request) => {
+                while_wanted(responder, self.images(request, fds, responder)).await
+            }
+            Request::Create(options) => {
+                Reply::new(&while_wanted(responder, engine.create(&options, responder)).await?)
+            }
+            Request::Start { id, stdio, size, trace, ssh_agent } => {
+                let attachment = Attachment::new(stdio, fds, size, trace)?;
+                let container = engine.find(&id)?;
+                engine.has_ssh_agent(&container, ssh_agent.as_deref())?;
+                engine.start(&container, attachment, responder).await?;
+                Reply::done()
+            }
+            Request::Attach { id, stdio } => {
+                let machine = running(&*engine.find(&id)?)?;
+                let attachment = Attachment::new(stdio, fds, None, false)?;
+                let request = runtime::Request::Attach { stdio };
+                let fds = attachment.borrowed();
+                machine.helper.call::<()>(&request, &fds, Some(CALL_DEADLINE)).await?;
+                Reply::done()
+            }
+            Request::Exec { id, process, stdio, size, ssh_agent } => {
+                let attachment = Attachment::new(stdio, fds, size, false)?;
+                engine.has_ssh_agent(&*engine.find(&id)?, ssh_agent.as_deref())?;
+                while_wanted(responder, self.exec(&id, &process, attachment)).await
+            }
+            Request::Wait { id, process_id } => {
+                let wait = self.wait(&id, process_id);
+                Reply::new(&while_wanted(responder, wait).await?)
+            }
+            Request::Signal { id, process_id, signal } => {
+                let signal = signal::parse(&signal)?;
+                let process_id = process_id.unwrap_or_else(|| INIT_PROCESS.into());
+                self.ask(&id, &runtime::Request::Signal { process_id, signal }).await
+            }
+            Request::Resize { id, process_id, size } => {
+                let process_id = process_id.unwrap_or_else(|| INIT_PROCESS.into());
+                self.ask(&id, &runtime::Request::Resize { process_id, size }).await
+            }
+            Request::Stop { id, signal, timeout_ms } => {
+                let container = engine.find(&id)?;
+                let patience = Duration::from_millis(timeout_ms);
+                let stop = engine.stop(&container, signal.as_deref(), patience);
+                while_wanted(responder, stop).await?;
+                Reply::done()
+            }
+            Request::Delete { id, force } => {
+                engine.delete(&engine.find(&id)?, force).await?;
+                Reply::done()
+            }
+            Request::List => Reply::new(&engine.snapshots()),
+            Request::Inspect { id } => Reply::new(&engine.inspect(&*engine.find(&id)?).await),
+            Request::Logs { id, follow, tail, boot } => {
+                let container = engine.find(&id)?;
+                let wanted = Wanted { follow, tail, boot };
+                while_wanted(responder, engine.logs(&container, wanted, fds)).await?;
+                Reply::done()
+            }
+            Request::Stats { ids } => {
+                Reply::new(&while_wanted(responder, engine.stats(&ids)).await?)
+            }
+            Request::Update { id, cpus, memory_in_bytes } => {
+                engine.update(&*engine.find(&id)?, cpus, memory_in_bytes).await?;
+                Reply::done()
+            }
+            Request::DiskUsage => Reply::new(&while_wanted(responder, engine.disk_usage()).await?),
+            Request::PruneSystem => Reply::new(&engine.prune_system().await),
+            Request::Networks(request) => {
+                while_wanted(responder, engine.network_request(request)).await
+            }
+            Request::Prune => Reply::new(&engine.prune().await?),
+        }
+    }
+
+    async fn shutdown(&self, stop_containers: bool, timeout_ms: u64) -> Result<Reply> {
+        let engine = self.0.clone();
+        if stop_containers {
+            engine.stop_all(Duration::from_millis(timeout_ms)).await?;
+            engine.networks.empty().await;
+        }
+        // Whoever is answered finds nothing of ours any more, but for these last moments.
+        engine.end_background().await;
+        engine.networks.end().await;
+        engine.images.end().await;
+        tokio::spawn(async move {
+            tokio::time::sleep(FAREWELL).await;
+            engine.ending.send_replace(true);
+        });
+        Reply::done()
+    }
+
+    async fn images(
+        &self,
+        mut request: images::Request,
+        fds: Vec<OwnedFd>,
+        responder: &Responder,
+    ) -> Result<Reply> {
+        let engine = &self.0;
+        let mut removal = None;
+        match &mut request {
+            images::Request::Delete { in_use, .. } | images::Request::Prune { in_use, .. } => {
+                removal = Some(engine.images_in_use.lock().await);
+                *in_use = engine.digests_in_use();
+            }
+            images::Request::DiskUsage { in_use } => *in_use = engine.digests_in_use(),
+            images::Request::Shutdown => {
+                return Err(ApiError::invalid("the image service ends with this one"));
+            }
+            _ => {}
+        }
+        let reads = matches!(
+            request,
+            images::Request::List
+                | images::Request::Inspect { .. }
+                | images::Request::Save { .. }
+                | images::Request::DiskUsage { .. }
+                | images::Request::EmptyUpper
+        );
+        let answer: Result<Value> = engine.images.relay(&request, &fds, responder).await;
+        if !reads {
+            // Also what failed may have changed something.
+            engine.prepared.forget();
+        }
+        drop(removal);
+        Reply::new(&answer?)
+    }
+
+    async fn exec(
+        &self,
+        id: &str,
+        process: &container_api::apiserver::ProcessOptions,
+        attachment: Attachment,
+    ) -> Result<Reply> {
+        let container = self.0.find(id)?;
+        let machine = running(&container)?;
+        let process = merge::exec_process(&container.config, process)?;
+        let process_id = format!("exec-{}", &name::random()?[..13]);
+        let request = runtime::Request::Exec {
+            process_id: process_id.clone(),
+            process,
+            stdio: attachment.stdio,
+            size: attachment.size,
+        };
+        let fds = attachment.borrowed();
+        machine.helper.call::<()>(&request, &fds, Some(CALL_DEADLINE)).await?;
+        Reply::new(&process_id)
+    }
+
+    async fn wait(&self, id: &str, process_id: Option<String>) -> Result<ExitRecord> {
+        let engine = &self.0;
+        let container = match engine.find(id) {
+            Ok(container) => container,
+            Err(error) if error.code == ErrorCode::NotFound && process_id.is_none() => {
+                return engine.store.ended(id)?.ok_or(error);
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some(process_id) = process_id {
+            let machine = running(&container)?;
+            let request = runtime::Request::Wait { process_id };
+            let answer = machine.helper.call(&request, &[], None).await;
+            return match answer {
+                // The VM went down with it.
+                Err(error) if error.code == ErrorCode::Disconnected => {
+                    let over = container.until(|live| live.removed || live.life.is_idle()).await;
+                    Ok(over.life.exit.unwrap_or_else(|| crate::watch::lost("its VM has ended")))
+                }
+                other => other,
+            };
+        }
+        let ended = container
+            .until(|live| live.removed || live.life.is_idle() && live.life.exit.is_some())
+            .await;
+        ended.life.exit.ok_or_else(|| {
+            ApiError::not_found(format!("container '{}' was deleted", container.id()))
+        })
+    }
+
+    /// One call to the helper of a running container.
+    async fn ask(&self, id: &str, request: &runtime::Request) -> Result<Reply> {
+        let machine = running(&*self.0.find(id)?)?;
+        machine.helper.call::<()>(request, &[], Some(CALL_DEADLINE)).await?;
+        Reply::done()
+    }
+}

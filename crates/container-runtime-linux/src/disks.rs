@@ -1,0 +1,108 @@
+//! The disks that a spare's VM gets when it becomes a container's.
+//!
+//! The image's descriptor must come from a read-only mount, which only the jailer makes. It makes
+//! one of the whole directory of images ahead, so that none has to be made while somebody waits.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use container_api::runtime::VmSpec;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+
+use crate::hypervisor::{Disk, Jail, Vm, open_shared};
+use crate::vm;
+
+/// Where images are, on a mount that nobody can write to.
+#[derive(Debug)]
+pub struct Images {
+    directory: PathBuf,
+    mount: OwnedFd,
+}
+
+impl Images {
+    /// Has the jailer mount a directory.
+    ///
+    /// # Errors
+    /// When it can't.
+    pub async fn mount(jail: &Jail, directory: &Path) -> Result<Images> {
+        let mount = open_shared(jail, directory).await?;
+        Ok(Images::on(directory, mount))
+    }
+
+    /// Those in `directory`, of which `mount` is a descriptor.
+    pub fn on(directory: &Path, mount: OwnedFd) -> Images {
+        Images { directory: directory.to_owned(), mount }
+    }
+
+    /// Opens an image; `None` when it is elsewhere.
+    fn open(&self, path: &Path) -> Option<OwnedFd> {
+        let below = path.strip_prefix(&self.directory).ok()?;
+        let how = OpenHow::new()
+            .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+        openat2(&self.mount, below, how).ok()
+    }
+}
+
+/// A container's disks.
+#[derive(Debug)]
+pub struct Disks {
+    image: Option<OwnedFd>,
+    image_path: PathBuf,
+    upper: OwnedFd,
+    jail: Jail,
+}
+
+impl Disks {
+    /// Opens what a specification names.
+    ///
+    /// # Errors
+    /// When the writable disk can't be opened.
+    pub fn open(spec: &VmSpec, images: Option<&Images>, jail: Jail) -> Result<Disks> {
+        Ok(Disks {
+            image: images.and_then(|images| images.open(&spec.image_disk)),
+            image_path: spec.image_disk.clone(),
+            upper: vm::writable_disk(spec)?,
+            jail,
+        })
+    }
+
+    /// Puts them behind a VM's, both at once.
+    ///
+    /// # Errors
+    /// Those of the jailer and the VM.
+    pub async fn swap<V: Vm>(self, vm: &V) -> Result<()> {
+        let image = async {
+            let image = match self.image {
+                Some(image) => image,
+                None => open_shared(&self.jail, &self.image_path).await?,
+            };
+            vm.swap_disk(Disk::Image, image).await.context("the image")
+        };
+        let upper = async { vm.swap_disk(Disk::Upper, self.upper).await.context("the upper") };
+        tokio::try_join!(image, upper).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    #[test]
+    fn an_image_is_opened_below_its_directory_or_not_at_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        std::fs::create_dir(path.join("disks")).unwrap();
+        std::fs::write(path.join("disks/a"), "a").unwrap();
+        std::fs::write(path.join("outside"), "b").unwrap();
+        std::os::unix::fs::symlink("../outside", path.join("disks/link")).unwrap();
+        let disks = path.join("disks");
+        let images = Images::on(&disks, File::open(&disks).unwrap().into());
+        assert!(images.open(&disks.join("a")).is_some());
+        for refused in ["disks/link", "disks/../outside", "disks/none", "outside"] {
+            assert!(images.open(&path.join(refused)).is_none(), "{refused}");
+        }
+    }
+}

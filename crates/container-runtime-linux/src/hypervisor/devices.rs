@@ -1,0 +1,246 @@
+//! The devices of every VM, as data. The same list in the same order in each
+//! that is a template or comes from one, so that a VM's state fits another's
+//! devices.
+
+use container_api::network::Mac;
+
+use super::install::Features;
+
+/// Places for devices that are plugged into a running VM. An emulated guest
+/// that boots needs some 70 ms for all of them, so VMs have none that neither
+/// are to be a template nor come from one.
+pub const ROOT_PORTS: u32 = 4;
+
+/// The id of a place, from 1 on.
+pub fn root_port(number: u32) -> String {
+    format!("port{number}")
+}
+
+/// A disk of the VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disk {
+    /// The image's EROFS file, read-only.
+    Image,
+    /// The container's own ext4 file.
+    Upper,
+}
+
+impl Disk {
+    /// All disks in device order.
+    pub const ALL: [Disk; 2] = [Disk::Image, Disk::Upper];
+
+    /// Block node, device id and serial number.
+    pub fn name(self) -> &'static str {
+        match self {
+            Disk::Image => "image",
+            Disk::Upper => "upper",
+        }
+    }
+
+    /// Whether the guest can't write to it.
+    pub fn read_only(self) -> bool {
+        self == Disk::Image
+    }
+
+    /// The number of its first descriptor set.
+    pub fn fdset(self) -> u32 {
+        match self {
+            Disk::Image => 1,
+            Disk::Upper => 2,
+        }
+    }
+}
+
+/// A virtio-serial port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// Control messages.
+    Agent,
+    /// Streams.
+    Bulk,
+}
+
+impl Port {
+    /// All ports in device order; the first has number 1.
+    pub const ALL: [Port; 2] = [Port::Agent, Port::Bulk];
+
+    /// Chardev id, device id and the name that the guest sees.
+    pub fn name(self) -> &'static str {
+        match self {
+            Port::Agent => "agent",
+            Port::Bulk => "bulk",
+        }
+    }
+}
+
+/// One `-device`, with every property spelled out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// The value of `-device`.
+    pub argument: String,
+}
+
+/// The id of the host side of the `number`th NIC, from 0 on.
+pub fn netdev(number: usize) -> String {
+    format!("net{number}")
+}
+
+/// The balloon's id.
+pub const BALLOON: &str = "balloon";
+
+/// All devices in order: PCI addresses follow from it.
+///
+/// `more_nics` are for a VM without `root_ports`, which shares its devices with no other.
+pub fn devices(features: &Features, nic: bool, more_nics: &[Mac], root_ports: u32) -> Vec<Device> {
+    let mut devices = vec!["virtio-serial-pci,id=serial,max_ports=4".to_owned()];
+    for (index, port) in Port::ALL.into_iter().enumerate() {
+        let (name, number) = (port.name(), index + 1);
+        devices.push(format!(
+            "virtserialport,bus=serial.0,nr={number},chardev={name},id={name},name={name}"
+        ));
+    }
+    for disk in Disk::ALL {
+        let name = disk.name();
+        devices.push(argument(DISK_DRIVER, disk_properties(name, name, disk.read_only())));
+    }
+    let mut balloon = format!("virtio-balloon-pci,id={BALLOON}");
+    if features.free_page_reporting {
+        balloon.push_str(",free-page-reporting=on");
+    }
+    devices.push(balloon);
+    if nic {
+        devices.push(argument(NIC_DRIVER, nic_properties("nic", &netdev(0), None)));
+    }
+    for (number, mac) in (1..).zip(more_nics) {
+        let id = format!("nic{number}");
+        devices.push(argument(NIC_DRIVER, nic_properties(&id, &netdev(number), Some(*mac))));
+    }
+    devices.extend(
+        (1..=root_ports).map(|port| {
+            format!("pcie-root-port,id={},chassis={port},slot={port}", root_port(port))
+        }),
+    );
+    devices.into_iter().map(|argument| Device { argument }).collect()
+}
+
+/// The device of every NIC.
+pub const NIC_DRIVER: &str = "virtio-net-pci";
+
+/// What a NIC on `netdev` is like; the first has its address from the guest.
+pub fn nic_properties(
+    id: &str,
+    netdev: &str,
+    mac: Option<Mac>,
+) -> Vec<(&'static str, serde_json::Value)> {
+    let mac = mac.map(|mac| ("mac", mac.to_string().into()));
+    // Without an option ROM: nobody boots from it.
+    let fixed = [("id", id.into()), ("netdev", netdev.into()), ("romfile", "".into())];
+    fixed.into_iter().chain(mac).collect()
+}
+
+/// The host side of a NIC, on a tap that QEMU knows as `fd`, as QAPI's `Netdev`.
+pub fn tap(id: &str, fd: &str) -> serde_json::Value {
+    serde_json::json!({ "type": "tap", "id": id, "fd": fd, "vhost": false })
+}
+
+/// A `-device` of a driver with properties.
+fn argument(driver: &str, properties: Vec<(&'static str, serde_json::Value)>) -> String {
+    let properties = properties.iter().map(|(key, value)| format!(",{key}={}", word(value)));
+    format!("{driver}{}", properties.collect::<String>())
+}
+
+/// The device of every disk.
+pub const DISK_DRIVER: &str = "virtio-blk-pci";
+
+/// What the device of a disk on the block node `node` is like.
+pub fn disk_properties(
+    node: &str,
+    serial: &str,
+    read_only: bool,
+) -> Vec<(&'static str, serde_json::Value)> {
+    let text = |text: &str| serde_json::Value::from(text);
+    let mut properties = vec![
+        ("drive", text(node)),
+        ("id", text(&format!("{node}-disk"))),
+        ("serial", text(serial)),
+        // Errors go to the guest: by default QEMU pauses the whole VM on a full host disk.
+        ("rerror", text("report")),
+        ("werror", text("report")),
+    ];
+    if !read_only {
+        properties.extend([("discard", true.into()), ("write-zeroes", true.into())]);
+    }
+    properties
+}
+
+/// A property's value on the command line.
+fn word(value: &serde_json::Value) -> &str {
+    match value {
+        serde_json::Value::Bool(true) => "on",
+        serde_json::Value::Bool(false) => "off",
+        other => other.as_str().unwrap_or_default(),
+    }
+}
+
+/// The `file` node of a disk over a descriptor set, as QAPI's
+/// `BlockdevOptions`.
+pub fn file_node(node: &str, fdset: u32, read_only: bool) -> serde_json::Value {
+    serde_json::json!({
+        "driver": "file",
+        "node-name": node,
+        "filename": format!("/dev/fdset/{fdset}"),
+        "read-only": read_only,
+        // Read-only files are shared, the others have one owner that the
+        // helper guarantees; no lock file service is needed.
+        "locking": "off",
+        "discard": if read_only { "ignore" } else { "unmap" },
+    })
+}
+
+/// The node that the device sits on; its `file` can be replaced.
+pub fn top_node(node: &str, file_node: &str, read_only: bool) -> serde_json::Value {
+    serde_json::json!({
+        "driver": "raw",
+        "node-name": node,
+        "read-only": read_only,
+        "discard": if read_only { "ignore" } else { "unmap" },
+        "detect-zeroes": "off",
+        "file": file_node,
+    })
+}
+
+/// The name of a disk's file node, numbered so that old and new can coexist.
+pub fn file_node_name(disk: Disk, generation: u32) -> String {
+    format!("{}-file-{generation}", disk.name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_device_has_a_distinct_id() {
+        let mut ids: Vec<String> = devices(&Features::default(), true, &[Mac([2; 6])], ROOT_PORTS)
+            .iter()
+            .map(|device| {
+                let id = device.argument.split(',').find(|p| p.starts_with("id="));
+                id.expect("an id").to_owned()
+            })
+            .collect();
+        let count = ids.len();
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), count);
+    }
+
+    #[test]
+    fn only_the_upper_can_be_written() {
+        for disk in Disk::ALL {
+            assert_eq!(disk.read_only(), disk != Disk::Upper);
+        }
+        for read_only in [false, true] {
+            assert_eq!(file_node("n", 1, read_only)["read-only"], read_only);
+            assert_eq!(top_node("n", "f", read_only)["read-only"], read_only);
+        }
+    }
+}

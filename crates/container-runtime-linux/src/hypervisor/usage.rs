@@ -1,0 +1,81 @@
+//! What a VM costs its host.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use container_api::memory;
+
+use super::listener::FileId;
+
+/// Bytes of memory that the process holds and no other does: its anonymous
+/// memory, in RAM or swapped out, and its memfds. Of a copy-on-write RAM the
+/// copied pages count, the template's file does not.
+pub fn own_memory(pid: i32) -> io::Result<u64> {
+    Ok(memory::own(pid)? + memfd_bytes(pid)?)
+}
+
+/// Each file once, by whatever number of descriptors.
+fn memfd_bytes(pid: i32) -> io::Result<u64> {
+    let mut bytes = 0;
+    let mut seen = BTreeSet::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        // Descriptors come and go meanwhile.
+        let Ok(path) = entry.map(|entry| entry.path()) else { continue };
+        if !is_memfd(&path) {
+            continue;
+        }
+        let (Ok(file), Ok(meta)) = (FileId::of_path(&path), std::fs::metadata(&path)) else {
+            continue;
+        };
+        if seen.insert(file) {
+            bytes += meta.blocks() * 512;
+        }
+    }
+    Ok(bytes)
+}
+
+fn is_memfd(descriptor: &Path) -> bool {
+    std::fs::read_link(descriptor).is_ok_and(|to| to.to_string_lossy().starts_with("/memfd:"))
+}
+
+/// User and system time of all its threads.
+pub fn cpu_time(pid: i32) -> io::Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // SAFETY: takes a number, returns a number.
+    let ticks = unsafe { nix::libc::sysconf(nix::libc::_SC_CLK_TCK) };
+    cpu_ticks(&stat)
+        .and_then(|used| Some(Duration::from_millis(used * 1000 / u64::try_from(ticks).ok()?)))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "stat"))
+}
+
+/// The program's name may hold anything, so fields are counted from its end.
+fn cpu_ticks(stat: &str) -> Option<u64> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace().skip(11);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    Some(user + system)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_kernels_tables() {
+        let stat = "7 (a) b) S 1 2 3 4 5 6 7 8 9 10 250 50 13 14";
+        assert_eq!(cpu_ticks(stat), Some(300));
+        assert_eq!(cpu_ticks("7 (a"), None);
+    }
+
+    #[test]
+    fn a_process_has_memory_and_time() {
+        let pid = std::process::id() as i32;
+        assert!(own_memory(pid).expect("memory") > 0);
+        cpu_time(pid).expect("time");
+        assert!(own_memory(-1).is_err());
+    }
+}

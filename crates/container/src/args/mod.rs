@@ -1,0 +1,129 @@
+//! What the command line accepts: parsed without touching anything.
+//!
+//! One module per command group. `clap` gives structs of words; each group turns them into the
+//! typed requests of [`container_api`], again without side effects, so that both steps are tested
+//! as tables.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+pub mod container;
+pub mod environment;
+pub mod image;
+pub mod later;
+pub mod network;
+pub mod process;
+pub mod system;
+#[cfg(test)]
+mod tests;
+pub mod values;
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "container",
+    version,
+    about = "Run OCI containers, each in its own lightweight Linux virtual machine",
+    disable_help_subcommand = true,
+    infer_long_args = false,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options that every command takes, before or after its name.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// Directory of the installation to speak to [env: CONTAINER_APP_ROOT]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
+    pub app_root: Option<PathBuf>,
+    /// Say what is done, and how long it took
+    #[arg(long, global = true, help_heading = "Global options")]
+    pub debug: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a container
+    Run(Box<container::Run>),
+    /// Create a container without starting it
+    Create(Box<container::Create>),
+    /// Start a container
+    Start(container::Start),
+    /// Stop containers: a signal, then SIGKILL
+    Stop(container::Stop),
+    /// Send a signal to containers
+    Kill(container::Kill),
+    /// Delete containers
+    #[command(visible_alias = "rm")]
+    Delete(container::Delete),
+    /// List containers
+    #[command(visible_alias = "ls")]
+    List(container::List),
+    /// Run another command in a running container
+    Exec(container::Exec),
+    /// Show what a container has printed
+    Logs(container::Logs),
+    /// Show everything about containers, as JSON
+    Inspect(container::Ids),
+    /// Delete all stopped containers
+    Prune,
+    /// Show what running containers use, again and again
+    Stats(container::Stats),
+    /// Change the limits of running containers
+    Update(container::Update),
+    /// Wait for containers to end, and print their exit codes
+    Wait(container::Ids),
+    /// Manage images
+    #[command(subcommand, visible_alias = "i")]
+    Image(image::Command),
+    /// Manage networks
+    #[command(subcommand, visible_alias = "n")]
+    Network(network::Command),
+    /// Manage the services and the guest kernel
+    #[command(subcommand, visible_alias = "s")]
+    System(system::Command),
+}
+
+/// `--format`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Columns for people.
+    #[default]
+    Table,
+    /// JSON, one line.
+    Json,
+    /// YAML.
+    Yaml,
+    /// TOML.
+    Toml,
+}
+
+/// `--progress`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum ProgressKind {
+    /// A bar when standard error is a terminal, else nothing.
+    #[default]
+    Auto,
+    /// Nothing.
+    None,
+    /// Lines, for logs.
+    Plain,
+    /// A bar.
+    Ansi,
+    /// A bar with colours.
+    Color,
+}
+
+/// The parser, for man pages and shell completions.
+pub fn cli() -> clap::Command {
+    Cli::command()
+}

@@ -1,0 +1,5 @@
+//! `/init` of the guest, and `/warm-up` of its throwaway container.
+
+fn main() {
+    vminitd::main()
+}

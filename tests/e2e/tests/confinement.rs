@@ -1,0 +1,180 @@
+//! What a program in a container may do and see, and what its QEMU may on the host.
+
+use e2e::{Installation, processes};
+
+/// Docker's fourteen capabilities as the kernel prints them.
+const DEFAULT_CAPABILITIES: &str = "00000000a80425fb";
+
+/// The value of a field in what `/proc/self/status` printed.
+fn field<'a>(status: &'a str, name: &str) -> &'a str {
+    let line = status.lines().find(|line| line.starts_with(&format!("{name}:")));
+    line.and_then(|line| line.split_once(':')).map(|(_, value)| value.trim()).unwrap_or_default()
+}
+
+#[test]
+fn the_defaults_are_those_of_a_careful_runtime() {
+    let it = Installation::with_busybox();
+    let run = ["run", "-d", "--name", "box", "-c", "1", "-m", "256m", "--network", "none"];
+    it.run([&run[..], &["busybox", "sleep", "1000"]].concat()).ok();
+    let sh = |script: &str| it.run(["exec", "box", "sh", "-c", script]);
+
+    let status = sh("cat /proc/self/status").ok().text();
+    for name in ["CapEff", "CapPrm", "CapBnd"] {
+        assert_eq!(field(&status, name), DEFAULT_CAPABILITIES, "{name}");
+    }
+    // Set-id programs of images work, as with Docker, while the capabilities that they live
+    // on are granted; see below for the other case.
+    assert_eq!(field(&status, "NoNewPrivs"), "0");
+    let first = sh("cat /proc/1/status").ok().text();
+    assert_eq!(field(&first, "CapEff"), DEFAULT_CAPABILITIES);
+    assert_eq!(field(&first, "Name"), "sleep");
+
+    // Another user has none.
+    let status = it.run(["exec", "-u", "app", "box", "cat", "/proc/self/status"]).ok().text();
+    assert_eq!(field(&status, "CapEff"), "0000000000000000");
+
+    // Masked and read-only paths.
+    sh("wc -c </proc/kcore; wc -c </proc/keys; ls /sys/firmware | wc -l").ok().prints("0\n0\n0");
+    sh("echo 1 >/proc/sys/kernel/sysrq").code(1);
+    sh("echo x >/proc/sysrq-trigger").code(1);
+    sh("mount -t tmpfs x /tmp").code(1);
+    sh("mknod /tmp/disk b 254 0 && cat /tmp/disk").code(1);
+    sh("touch /sys/fs/cgroup/x").code(1);
+
+    // A machine of its own: memory, processors, no network but loopback.
+    let total: u64 = sh("grep MemTotal /proc/meminfo | tr -dc 0-9").ok().text().parse().unwrap();
+    assert!((150_000..=262_144).contains(&total), "{total} KiB");
+    sh("nproc").ok().prints("1");
+    sh("ls /sys/class/net").ok().prints("lo");
+    sh("ping -c 1 -W 2 127.0.0.1 >/dev/null").ok();
+    sh("ls /proc | grep -c '^[0-9]'; hostname; stat -c %a /tmp /dev/shm").ok().has("box");
+    sh("test -c /dev/null && test -c /dev/zero && test -c /dev/urandom && test -e /dev/fd").ok();
+    sh("df -k /dev/shm | tail -n 1 | awk '{print $2}'").ok().prints("65536");
+    sh("grep -c . /etc/hosts; cat /etc/hostname").ok().has("box");
+    // The program sees none of vminitd's own processes or files.
+    sh("ls / | grep -E 'init|vminitd|modules'").code(1);
+}
+
+#[test]
+fn flags_change_what_a_program_may() {
+    let it = Installation::with_busybox();
+    let run = |flags: &[&str], script: &str| {
+        it.container(["run", "--rm"]).args(flags).args(["busybox", "sh", "-c", script]).run()
+    };
+    let output = run(
+        &[
+            "--cap-drop",
+            "ALL",
+            "--cap-add",
+            "NET_ADMIN",
+            "--cap-add",
+            "CAP_CHOWN",
+            "--ulimit",
+            "nofile=123:456",
+            "--ulimit",
+            "core=0",
+            "--read-only",
+            "--tmpfs",
+            "/scratch:size=1m,mode=700",
+            "--shm-size",
+            "2m",
+            "--masked-path",
+            "/etc/group",
+            "--read-only-path",
+            "/home",
+        ],
+        "grep -E 'CapEff|NoNewPrivs' /proc/self/status; ulimit -n; ulimit -Hn; ulimit -c
+         touch /root/x 2>&1 | tail -c 23
+         touch /scratch/y && stat -c %a /scratch
+         dd if=/dev/zero of=/scratch/big bs=1k count=2000 2>/dev/null || echo full
+         df -k /dev/shm | tail -n 1 | awk '{print $2}'
+         wc -c </etc/group
+         touch /home/z 2>&1 | tail -c 23",
+    );
+    let text = output.ok().text();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "CapEff:\t0000000000001001",
+            "NoNewPrivs:\t1",
+            "123",
+            "456",
+            "0",
+            " Read-only file system",
+            "700",
+            "full",
+            "2048",
+            "0",
+            " Read-only file system",
+        ]
+    );
+    run(&["--cap-drop", "CHOWN"], "chown app /etc/passwd").code(1);
+    run(&["--cap-add", "ALL"], "grep CapEff /proc/self/status").ok().has("ff");
+    run(&["--cap-add", "FLY"], "true").fails(125, "FLY");
+}
+
+#[test]
+fn qemu_runs_in_an_empty_jail() {
+    let it = Installation::with_busybox();
+    it.run(["run", "-d", "--name", "box", "busybox", "sleep", "1000"]).ok();
+    let qemus = it.qemus();
+    assert_eq!(qemus.len(), 1, "{qemus:#?}");
+    let pid = qemus[0].pid;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    for name in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(field(&status, name), "0000000000000000", "{name}");
+    }
+    assert_eq!(field(&status, "NoNewPrivs"), "1");
+    assert_eq!(field(&status, "Seccomp"), "2");
+    for uid in field(&status, "Uid").split_whitespace() {
+        assert_ne!(uid, "0", "QEMU runs as root");
+    }
+    for namespace in ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"] {
+        let of = |pid: &str| {
+            std::fs::read_link(format!("/proc/{pid}/ns/{namespace}")).expect("a namespace")
+        };
+        assert_ne!(of(&pid.to_string()), of("self"), "{namespace} is shared with the host");
+    }
+    // Its root holds nothing of the host, and nothing can be written there.
+    let root = format!("/proc/{pid}/root");
+    for absent in ["home", "root", "etc/passwd", "etc/shadow", "bin/sh", "sys/kernel", "run"] {
+        assert!(!std::path::Path::new(&root).join(absent).exists(), "{absent} is in the jail");
+    }
+    assert!(it.inspect("box")["hypervisorPid"].as_u64().is_some_and(|shown| {
+        shown == u64::from(pid) || !processes::exists(u32::try_from(shown).unwrap_or_default())
+    }));
+    // The VM's parent in the tree is its helper: nothing lies between them.
+    assert!(
+        it.processes()
+            .iter()
+            .any(|process| process.pid == qemus[0].parent
+                && process.name.starts_with("container-run"))
+    );
+}
+
+#[test]
+fn a_guest_panic_becomes_an_exit_record() {
+    let it = Installation::with_busybox();
+    // Other masked and read-only paths leave the trigger writable.
+    it.run([
+        "run",
+        "--name",
+        "box",
+        "--read-only-path",
+        "/nothing",
+        "--masked-path",
+        "/nothing",
+        "busybox",
+        "sh",
+        "-c",
+        "echo c >/proc/sysrq-trigger; sleep 60",
+    ])
+    .code(125);
+    let shown = it.inspect("box");
+    assert_eq!(shown["status"], "stopped");
+    let reason = shown["exit"]["reason"].as_str().unwrap_or_default().to_lowercase();
+    assert!(reason.contains("panic"), "{reason}");
+    it.run(["logs", "--boot", "box"]).ok().has("Kernel panic");
+    assert!(it.qemus().is_empty());
+}

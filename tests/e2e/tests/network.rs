@@ -1,0 +1,321 @@
+//! Networks of containers, in a world of their own: with root, whose service has a leg in the
+//! host's network, and as a plain user.
+
+use std::time::Duration;
+
+use e2e::world::{LAN, METADATA, SERVER, SERVER_V6};
+use e2e::{Installation, World, busybox, tools, wait_for};
+
+/// A user that no file of this machine belongs to.
+const UID: u32 = 12_345;
+const SOON: Duration = Duration::from_secs(10);
+
+/// An installation with the busybox image, on the world's host.
+fn installed(world: &World) -> Installation {
+    let it = Installation::new().in_place(&world.host);
+    it.load(&busybox::image().unwrap());
+    it
+}
+
+/// What the shell of a container prints.
+#[track_caller]
+fn sh(it: &Installation, container: &str, line: &str) -> String {
+    it.run(["exec", container, "sh", "-c", line]).ok().text()
+}
+
+/// Whether a container reaches a web server.
+fn reaches(it: &Installation, container: &str, url: &str) -> bool {
+    let fetch = format!("busybox wget -q -T 3 -O - {url}");
+    it.run(["exec", container, "sh", "-c", &fetch]).code == Some(0)
+}
+
+/// Starts a container that waits.
+#[track_caller]
+fn start(it: &Installation, name: &str, args: &[&str]) {
+    let words = [&["run", "-d", "--name", name], args, &["busybox", "sleep", "10000"]].concat();
+    it.run(words).ok();
+}
+
+/// Starts a web server in a container that says its own name.
+#[track_caller]
+fn start_web(it: &Installation, name: &str, args: &[&str]) {
+    let script = "mkdir /www; hostname > /www/index.html; exec busybox httpd -f -p 80 -h /www";
+    let words = [&["run", "-d", "--name", name], args, &["busybox", "sh", "-c", script]].concat();
+    it.run(words).ok();
+}
+
+#[test]
+fn containers_on_one_network_know_and_reach_each_other() {
+    let world = World::new();
+    let it = installed(&world);
+    it.run(["network", "create", "--subnet", "10.5.0.0/24", "back"]).ok().prints("back");
+    start_web(&it, "web", &["--network", "back,alias=www,ip=10.5.0.9"]);
+    start(&it, "client", &["--network", "back"]);
+    start(&it, "other", &["--network", "default"]);
+    for name in ["web", "www", "10.5.0.9"] {
+        assert_eq!(sh(&it, "client", &format!("busybox wget -q -O - http://{name}")), "web");
+    }
+    let web = it.inspect("web");
+    let v6 = web["networks"][0]["ipv6Address"].as_str().unwrap().split('/').next().unwrap();
+    assert_eq!(sh(&it, "client", &format!("busybox wget -q -O - 'http://[{v6}]'")), "web");
+    assert!(sh(&it, "client", "busybox nslookup 10.5.0.9").contains("web"));
+    // The container's own files.
+    assert_eq!(sh(&it, "web", "hostname"), "web");
+    assert!(sh(&it, "web", "cat /etc/hosts").contains("10.5.0.9\tweb"));
+    assert_eq!(sh(&it, "web", "cat /etc/resolv.conf"), "nameserver 10.5.0.1");
+    // Another network.
+    assert!(!reaches(&it, "other", "http://10.5.0.9"));
+    assert!(!reaches(&it, "other", "http://web"));
+    let list = it.run(["list"]).ok().text();
+    assert!(list.contains("10.5.0.9/24"), "{list}");
+    let network = it.run(["network", "inspect", "back"]).ok().json();
+    assert_eq!(network[0]["attachments"].as_array().unwrap().len(), 2);
+    it.run(["network", "delete", "back"]).fails(125, "back");
+}
+
+#[test]
+fn the_internet_is_reached_and_the_host_is_not() {
+    let world = World::new();
+    let it = installed(&world);
+    let _servers = [
+        world.internet.serve(&format!("{SERVER}:80"), "internet"),
+        world.internet.serve(&format!("[{SERVER_V6}]:80"), "internet"),
+    ];
+    let names = world.name_server(&[&format!("--address=/example.test/{SERVER}")]);
+    let _own = [
+        world.host.serve("127.0.0.1:81", "loopback"),
+        world.host.serve(&format!("{LAN}:81"), "lan"),
+        world.host.serve("198.51.100.2:81", "uplink"),
+        world.host.serve("[2001:db8:99::1]:81", "lan"),
+    ];
+    start(&it, "c1", &["--network", "default"]);
+    assert_eq!(sh(&it, "c1", &format!("busybox wget -q -O - http://{SERVER}")), "internet");
+    assert_eq!(sh(&it, "c1", "busybox wget -q -O - http://example.test"), "internet");
+    assert_eq!(sh(&it, "c1", &format!("busybox wget -q -O - 'http://[{SERVER_V6}]'")), "internet");
+    drop(names);
+    let watched = world.internet.watch(&format!(
+        "host {}",
+        METADATA.iter().map(|a| (*a).to_owned()).collect::<Vec<_>>().join(" or host ")
+    ));
+    for address in [
+        "127.0.0.1:81",
+        "10.99.0.1:81",
+        "198.51.100.2:81",
+        "[2001:db8:99::1]:81",
+        "host.container.internal:81",
+        "host.docker.internal:81",
+    ] {
+        assert!(!reaches(&it, "c1", &format!("'http://{address}'")), "{address}");
+    }
+    let gateway = it.inspect("c1")["networks"][0]["ipv4Gateway"].as_str().unwrap().to_owned();
+    assert!(!reaches(&it, "c1", &format!("http://{gateway}:81")));
+    // An address that comes later.
+    world.host.sh("ip address add 10.98.0.1/24 dev lan");
+    let _late = world.host.serve("10.98.0.1:81", "late");
+    assert!(!reaches(&it, "c1", "http://10.98.0.1:81"));
+    for address in METADATA {
+        let address = if address.contains(':') { format!("[{address}]") } else { address.into() };
+        assert!(!reaches(&it, "c1", &format!("'http://{address}'")), "{address}");
+    }
+    assert_eq!(watched.seen(), "", "metadata addresses are seen by nobody");
+    // Asked for, it is there.
+    start(&it, "c2", &["--network", "default", "--host-access=81"]);
+    assert_eq!(sh(&it, "c2", "busybox wget -q -O - http://host.container.internal:81"), "loopback");
+}
+
+#[test]
+fn published_ports_lead_into_containers() {
+    let world = World::new();
+    let it = installed(&world);
+    start_web(&it, "web", &["--network", "default", "-p", "8080:80", "-p", "0:80"]);
+    for address in ["127.0.0.1:8080", "[::1]:8080"] {
+        assert_eq!(world.host.fetch(&format!("http://{address}")), "web", "{address}");
+    }
+    let ports = it.inspect("web")["ports"].clone();
+    let any = ports
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|port| !port["host"].as_str().unwrap().ends_with(":8080"));
+    let any = any.expect("a free port")["host"].as_str().unwrap().to_owned();
+    assert_eq!(world.host.fetch(&format!("http://{any}")), "web");
+    // In use: nothing is started.
+    it.run(["create", "--name", "late", "-p", "8080:80", "busybox", "true"]).ok();
+    it.run(["start", "late"]).fails(125, "8080");
+    assert_eq!(it.status("late").as_deref(), Some("created"));
+    assert_eq!(it.helpers().len(), 1);
+    // The neighbour reaches nothing that is published on the host's loopback, nor a container.
+    let address = it.inspect("web")["networks"][0]["ipv4Address"].as_str().unwrap().to_owned();
+    let address = address.split('/').next().unwrap();
+    world.neighbour.sh("ip route add 192.168.0.0/16 via 10.99.0.1");
+    for url in [format!("http://{address}"), format!("http://{LAN}:8080")] {
+        let curl = world.neighbour.command("curl").args(["-s", "--max-time", "3", &url]).run();
+        assert_ne!(curl.code, Some(0), "{url}");
+    }
+    // Elsewhere on the host, and over UDP.
+    it.load(&tools::image().unwrap());
+    let udp = format!("{LAN}:5353:53/udp");
+    let server = ["socat", "UDP4-RECVFROM:53,fork", "EXEC:cat"];
+    let words = [&["run", "-d", "--name", "echo", "-p", &udp, "tools"][..], &server].concat();
+    it.run(words).ok();
+    wait_for("an answer over UDP", SOON, || {
+        let line = format!("echo hello | socat -t 2 - UDP4:{LAN}:5353");
+        let said = world.neighbour.command("sh").args(["-c", &line]).run().text();
+        (said == "hello").then_some(())
+    });
+    it.run(["stop", "-t", "1", "web"]).ok();
+    let curl = world.host.command("curl").args(["-s", "http://127.0.0.1:8080"]).run();
+    assert_eq!(curl.code, Some(7), "nobody listens any more");
+}
+
+#[test]
+fn nothing_leaves_an_internal_network() {
+    let world = World::new();
+    let it = installed(&world);
+    it.run(["network", "create", "--internal", "inside"]).ok();
+    let _server = world.internet.serve(&format!("{SERVER}:80"), "internet");
+    let _names = world.name_server(&[&format!("--address=/example.test/{SERVER}")]);
+    start_web(&it, "web", &["--network", "inside", "-p", "8080:80"]);
+    start(&it, "client", &["--network", "inside"]);
+    let watched = world.internet.watch("not arp and not icmp6");
+    assert!(!reaches(&it, "client", &format!("http://{SERVER}")));
+    assert!(!reaches(&it, "client", &format!("'http://[{SERVER_V6}]'")));
+    assert!(!reaches(&it, "client", "http://example.test"));
+    for line in [
+        format!("ping -c 1 -W 2 {SERVER}"),
+        format!("busybox ping6 -c 1 -W 2 {SERVER_V6}"),
+        "busybox nslookup secret.tunnel.test".to_owned(),
+        format!("busybox nslookup secret.tunnel.test {SERVER}"),
+    ] {
+        assert_ne!(it.run(["exec", "client", "sh", "-c", &line]).code, Some(0), "{line}");
+    }
+    assert_eq!(watched.seen(), "", "nothing is seen");
+    assert_eq!(sh(&it, "client", "busybox wget -q -O - http://web"), "web");
+    assert_eq!(world.host.fetch("http://127.0.0.1:8080"), "web");
+}
+
+#[test]
+fn egress_rules_let_named_places_through() {
+    let world = World::new();
+    let it = installed(&world);
+    world.internet.sh("ip address add 203.0.113.11 dev lo");
+    let _servers = [
+        world.internet.serve(&format!("{SERVER}:80"), "good"),
+        world.internet.serve("203.0.113.11:80", "bad"),
+    ];
+    let _names = world.name_server(&[
+        &format!("--address=/good.test/{SERVER}"),
+        "--address=/bad.test/203.0.113.11",
+        "--address=/rebind.good.test/10.99.0.1",
+        "--log-queries",
+    ]);
+    let rules = ["--network", "default", "--egress", "allow=good.test", "--egress", "deny"];
+    start(&it, "c1", &rules);
+    let watched = world.internet.watch("udp port 53 or host 203.0.113.11");
+    assert!(!reaches(&it, "c1", "http://bad.test"));
+    assert!(!reaches(&it, "c1", "http://203.0.113.11"));
+    assert!(!reaches(&it, "c1", "http://secret.good.test"), "its children are not named");
+    assert_ne!(it.run(["exec", "c1", "busybox", "nslookup", "-type=txt", "good.test"]).code, None);
+    let seen = watched.seen();
+    assert!(!seen.contains("bad.test") && !seen.contains("secret"), "{seen}");
+    assert!(!seen.contains("203.0.113.11") && !seen.contains("TXT"), "{seen}");
+    // Before its name was asked for, even the good address is closed.
+    assert!(!reaches(&it, "c1", &format!("http://{SERVER}")));
+    assert_eq!(sh(&it, "c1", "busybox wget -q -O - http://good.test"), "good");
+    // A name that leads home is no way in.
+    start(&it, "c2", &["--network", "default", "--egress", "allow=*.good.test"]);
+    let _own = world.host.serve(&format!("{LAN}:80"), "host");
+    assert!(!reaches(&it, "c2", "http://rebind.good.test"));
+    let dropped = it.run(["network", "inspect", "default"]).ok().json()[0]["dropped"].clone();
+    let counted = dropped.as_array().unwrap().iter().any(|d| d["container"] == "c1");
+    assert!(counted, "{dropped}");
+}
+
+#[test]
+fn a_killed_service_is_not_missed_and_a_stopped_one_leaves_nothing() {
+    let world = World::new();
+    let before = world.host_state();
+    let it = installed(&world);
+    start_web(&it, "web", &["--network", "default", "-p", "8080:80"]);
+    start(&it, "client", &["--network", "default"]);
+    let service = it.process("container-network");
+    // A connection that is open all the while.
+    let line = "(printf 'GET / HTTP/1.0\\r\\n'; sleep 3; printf '\\r\\n'; sleep 1) | \
+                socat -t 5 - TCP4:127.0.0.1:8080";
+    let connection = world.host.command("sh").args(["-c", line]).spawn();
+    e2e::processes::kill(service.pid, rustix::process::Signal::KILL);
+    wait_for("names are known", Duration::from_secs(1), || {
+        (it.run(["exec", "client", "busybox", "nslookup", "web"]).code == Some(0)).then_some(())
+    });
+    let answer = connection.wait(SOON).ok().text();
+    assert!(answer.ends_with("web"), "{answer}");
+    assert_eq!(world.host.fetch("http://127.0.0.1:8080"), "web");
+    start_web(&it, "late", &["--network", "default", "-p", "8081:80"]);
+    assert_eq!(world.host.fetch("http://127.0.0.1:8081"), "late");
+    assert_eq!(sh(&it, "late", "busybox wget -q -O - http://web"), "web");
+    it.run(["stop", "-t", "1", "late"]).ok();
+    it.run(["system", "stop"]).ok();
+    assert_eq!(world.host_state(), before, "the host is as it was");
+}
+
+#[test]
+fn a_plain_user_has_networks() {
+    let world = World::new();
+    let it = match e2e::processes::is_root() {
+        true => Installation::of_user(UID),
+        // The world is root's already: a plain user's way is the same.
+        false => Installation::new(),
+    }
+    .in_place(&world.host);
+    it.load(&busybox::image().unwrap());
+    let before = world.host_state();
+    let _server = world.internet.serve(&format!("{SERVER}:80"), "internet");
+    let _own = [
+        world.host.serve("127.0.0.1:81", "loopback"),
+        world.host.serve(&format!("{LAN}:81"), "lan"),
+    ];
+    start_web(&it, "web", &["--network", "default", "-p", "8080:80"]);
+    start(&it, "client", &["--network", "default"]);
+    assert_eq!(sh(&it, "client", "busybox wget -q -O - http://web"), "web");
+    assert_eq!(sh(&it, "client", &format!("busybox wget -q -O - http://{SERVER}")), "internet");
+    assert_eq!(world.host.fetch("http://127.0.0.1:8080"), "web");
+    for address in ["127.0.0.1:81", "10.99.0.1:81", "198.51.100.2:81"] {
+        assert!(!reaches(&it, "client", &format!("http://{address}")), "{address}");
+    }
+    it.run(["create", "--name", "low", "-p", "80:80", "busybox", "true"]).ok();
+    if e2e::processes::is_root() {
+        it.run(["start", "low"]).fails(125, "80");
+    }
+    it.run(["system", "stop"]).ok();
+    assert_eq!(world.host_state(), before, "the host is as it was");
+}
+
+#[test]
+fn what_can_not_be_is_refused() {
+    let world = World::new();
+    let it = installed(&world);
+    for (subnet, why) in [
+        ("10.5.0.1/24", "host bits"),
+        ("10.5.0.0/31", "10.5.0.0/31"),
+        ("10.99.0.0/16", "10.99.0.0"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+        ("127.0.0.0/8", "127.0.0.0/8"),
+        ("224.0.0.0/8", "224.0.0.0/8"),
+    ] {
+        it.run(["network", "create", "--subnet", subnet, "wrong"]).fails(125, why);
+    }
+    it.run(["network", "create", "--subnet", "10.5.0.0/24", "one"]).ok();
+    it.run(["network", "create", "--subnet", "10.5.0.0/16", "two"]).fails(125, "one");
+    it.run(["network", "create", "one"]).fails(125, "one");
+    it.run(["network", "create", &"n".repeat(300)]).fails(125, "name");
+    it.run(["network", "delete", "default"]).fails(125, "default");
+    it.run(["network", "delete", "one", "missing"]).fails(125, "missing");
+    it.run(["create", "--network", "missing", "busybox", "true"]).fails(125, "missing");
+    it.run(["create", "--network", "one,ip=10.6.0.1", "busybox", "true"]).fails(125, "10.6.0.1");
+    it.run(["create", "--network", "one,ip=10.5.0.1", "busybox", "true"]).fails(125, "10.5.0.1");
+    it.run(["create", "--network", "none", "-p", "80:80", "busybox", "true"]).fails(125, "none");
+    let quiet = it.run(["network", "list", "--quiet"]).ok().text();
+    assert_eq!(quiet, "default\none");
+    it.run(["network", "prune"]).ok().prints("one");
+    assert!(it.processes().iter().all(|process| !process.name.starts_with("pasta")));
+}

@@ -1,0 +1,46 @@
+//! How fast bytes go through a container's standard input and output.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use e2e::Installation;
+
+use super::Bench;
+use super::figure::{Figure, Promise};
+
+/// MiB sent in each measurement.
+const MIB: u64 = 256;
+
+/// In, out, and through `cat`.
+pub fn stdio(bench: &Bench<'_>) -> Result<Vec<Figure>> {
+    let it = Installation::with_busybox();
+    it.run(["run", "-d", "--name", "box", "busybox", "sleep", "100000"]).ok();
+    let container = it.binaries().join("container");
+    let zeros = format!("head -c {} /dev/zero", MIB << 20);
+    let exec = format!("{} exec -i box", container.display());
+    let ways: [(&str, String); 3] = [
+        ("stdin: `exec -i BOX cat >/dev/null`", format!("{zeros} | {exec} sh -c 'cat >/dev/null'")),
+        (
+            "stdout: `exec BOX dd if=/dev/zero bs=1M`",
+            format!("{exec} dd if=/dev/zero bs=1M count={MIB} >/dev/null 2>&1 </dev/null"),
+        ),
+        ("both: `exec -i BOX cat`", format!("{zeros} | {exec} cat >/dev/null")),
+    ];
+    let mut figures = Vec::new();
+    for (name, script) in ways {
+        let mut ours = Vec::new();
+        for _ in 0..(bench.rounds / 3).max(3) {
+            let start = Instant::now();
+            let status = Command::new("sh")
+                .args(["-c", &script])
+                .env("CONTAINER_APP_ROOT", it.app_root())
+                .status()
+                .context("run sh")?;
+            ensure!(status.success(), "{script}: {status}");
+            ours.push(MIB as f64 / start.elapsed().as_secs_f64());
+        }
+        figures.push(Figure::new(name, "MiB/s", ours, Promise::Stated));
+    }
+    Ok(figures)
+}

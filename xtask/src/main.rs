@@ -1,0 +1,85 @@
+//! What the Makefile's targets do: build, guest kernel, demo, tests, benchmarks.
+//!
+//! `cargo xtask` without arguments lists the commands. Everything is made below
+//! cargo's target directory, and only made again when its inputs changed.
+
+mod apt;
+mod args;
+mod bench;
+mod build;
+mod debian;
+mod demo;
+#[cfg(feature = "documents")]
+mod documents;
+mod graph;
+mod install;
+mod kernel;
+mod kvm;
+mod lint;
+mod stamp;
+mod test;
+mod variant;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+use crate::args::Args;
+use crate::workspace::Workspace;
+
+const USAGE: &str = "\
+cargo xtask COMMAND
+  build                      release binaries and the guest kernel
+  guest                      the guest's static init alone
+  kernel                     the guest kernel bundle alone
+  image                      the demo's image alone
+  demo                       build, make the image, run it
+  variant                    QEMU and guest kernel of the backports, for tests
+  test [--qemu DIR] [--kernel DIR] [--start cold|template|spare|all] [NAME…]
+                             unit and end-to-end tests
+  test-kvm                   the KVM path, inside an emulated machine with SVM
+  bench [NAME…] [--rounds N]  the benchmarks; plot draws docs/start.svg
+  install --prefix DIR [--destdir DIR], uninstall
+  lint                       rustfmt and clippy
+  graph                      check the crate graph against the design";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let mut args = Args::from_env();
+    let workspace = Workspace::find()?;
+    let Some(command) = args.next_word() else {
+        println!("{USAGE}");
+        return Ok(());
+    };
+    match command.as_str() {
+        "build" => build::all(&workspace, args.finish()?),
+        "guest" => build::guest(&workspace, args.finish()?).map(drop),
+        "kernel" => kernel::bundle(&workspace, args.finish()?).map(drop),
+        "image" => {
+            args.finish()?;
+            debian::image(&workspace).map(|archive| println!("{}", archive.display()))
+        }
+        "demo" => demo::run_demo(&workspace, args.finish()?),
+        "variant" => variant::prepare(&workspace, args.finish()?),
+        "test" => test::run(&workspace, &test::Options::parse(args)?),
+        "test-kvm" => kvm::test(&workspace, args.finish()?),
+        "bench" => bench::run(&workspace, args),
+        "install" => install::install(&workspace, &install::Options::parse(args)?),
+        "uninstall" => install::uninstall(&workspace, &install::Options::parse(args)?),
+        #[cfg(feature = "documents")]
+        "documents" => documents::write(args),
+        "lint" => lint::run(&workspace, args.finish()?),
+        "graph" => graph::check(&workspace, args.finish()?),
+        other => bail!("unknown command {other:?}\n{USAGE}"),
+    }
+}
