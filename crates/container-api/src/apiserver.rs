@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::images::{self, Progress};
+use crate::mounts::{MountOptions, VolumeOptions};
 use crate::network;
 use crate::paths::AppRoot;
 use crate::types::{
@@ -46,8 +47,8 @@ pub enum Request {
     /// removals is filled in here.
     #[serde(rename = "dev.container.Apiserver.Images")]
     Images(images::Request),
-    /// Creates a container; fetches the image when it is not here. Progress: [`Progress`];
-    /// answer: [`Created`].
+    /// Creates a container; fetches the image when it is not here. Brings an `O_PATH` descriptor
+    /// of each bind mount's source, in their order. Progress: [`Progress`]; answer: [`Created`].
     #[serde(rename = "dev.container.Apiserver.Create")]
     Create(Box<CreateOptions>),
     /// Created or stopped: starts the VM and the first process. Brings the descriptors that
@@ -187,6 +188,21 @@ pub enum Request {
     /// `container-network`; `in_use` is filled in here.
     #[serde(rename = "dev.container.Apiserver.Networks")]
     Networks(network::Request),
+    /// Answer: [`crate::mounts::Volume`].
+    #[serde(rename = "dev.container.Apiserver.CreateVolume")]
+    CreateVolume(VolumeOptions),
+    /// A volume that no container has. Answer: `()`.
+    #[serde(rename = "dev.container.Apiserver.DeleteVolume")]
+    DeleteVolume {
+        /// Its name, whole.
+        name: String,
+    },
+    /// Answer: `Vec<Volume>` ([`crate::mounts::Volume`]), by name.
+    #[serde(rename = "dev.container.Apiserver.ListVolumes")]
+    ListVolumes,
+    /// Removes all volumes that no container has. Answer: [`crate::mounts::PrunedVolumes`].
+    #[serde(rename = "dev.container.Apiserver.PruneVolumes")]
+    PruneVolumes,
     /// Removes all containers that are stopped. Answer: [`PrunedContainers`].
     #[serde(rename = "dev.container.Apiserver.Prune")]
     Prune,
@@ -214,6 +230,8 @@ pub struct CreateOptions {
     pub read_only: bool,
     /// `--tmpfs`.
     pub tmpfs: Vec<Tmpfs>,
+    /// `--volume`, `--mount`.
+    pub mounts: Vec<MountOptions>,
     /// `--shm-size` in bytes.
     pub shm_size: Option<u64>,
     /// `--init`.

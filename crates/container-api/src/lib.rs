@@ -11,8 +11,8 @@
 //! | [`images`] | `container-images` | the apiserver, which also relays the command line's requests |
 //! | [`runtime`] | `container-runtime-linux`, one per container | the apiserver |
 //!
-//! [`types`] holds what the services say to each other, [`network_options`] how a user writes what
-//! [`network`] holds, [`config`] the configuration file, [`paths`] where everything lies,
+//! [`types`] holds what the services say to each other, [`mounts`] what a
+//! container sees of the host, [`network_options`] how a user writes what [`network`] holds, [`config`] the configuration file, [`paths`] where everything lies,
 //! [`output_log`] how a program's output is kept, [`socket`] how sockets are found, [`trace`] where
 //! the time of a start goes, [`memory`] what a process holds, [`ram`] a template's RAM, and
 //! [`escape`] how strings of strangers are shown.
@@ -23,6 +23,7 @@ pub mod error;
 pub mod escape;
 pub mod images;
 pub mod memory;
+pub mod mounts;
 pub mod network;
 pub mod network_options;
 pub mod output_log;

@@ -18,6 +18,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::mounts::FileIdentity;
 use crate::network::Mac;
 use crate::types::{
     Accelerator, ExitRecord, OutOfMemoryKill, ProcessConfig, Resources, Stdio, TerminalSize,
@@ -59,6 +60,13 @@ pub struct VmSpec {
     pub image_disk: PathBuf,
     /// The container's writable disk (ext4).
     pub upper_disk: PathBuf,
+    /// What the file server shows: each at its number in this list, below the root of one virtio-fs
+    /// whose tag is [`SHARE_TAG`]. None: there is no file server.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<Share>,
+    /// Block volumes; the guest finds them by [`volume_serial`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<VolumeDisk>,
     /// The QEMU to use, as `container-runtime-linux probe` found it.
     pub hypervisor: serde_json::Value,
     /// Host user id for the jail when the helper is root.
@@ -69,6 +77,45 @@ pub struct VmSpec {
     pub log_max_size: u64,
     /// Output logs kept.
     pub log_max_files: u32,
+}
+
+/// The tag of the virtio-fs that a container's file server serves.
+pub const SHARE_TAG: &str = "container";
+
+/// Serial number of the disk of a block volume, by its place in [`VmSpec::volumes`].
+pub fn volume_serial(index: usize) -> String {
+    format!("volume-{index}")
+}
+
+/// A directory or file of the host that a container sees.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Share {
+    /// Its path; what it leads to is not used unless it is `identity`.
+    pub source: PathBuf,
+    /// What was checked.
+    pub identity: FileIdentity,
+    /// Nothing may be changed, whatever the guest does.
+    pub read_only: bool,
+    /// Host changes raise events in the guest.
+    #[serde(default)]
+    pub notify: bool,
+    /// Whom files belong to in the container that belong to the sharing user on the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// As `uid`, for the group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
+}
+
+/// A block volume of a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VolumeDisk {
+    /// The ext4 file.
+    pub path: PathBuf,
+    /// Nothing may be changed.
+    pub read_only: bool,
 }
 
 /// What a guest is told of its network before the first process starts.

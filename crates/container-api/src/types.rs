@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::mounts::Mount;
 use crate::network::{Attachment, BoundPort, ContainerNetwork};
 
 /// Bytes that are mostly text: an argument, an environment variable. JSON: a string where it is
@@ -309,6 +310,9 @@ pub struct ContainerConfig {
     pub read_only: bool,
     /// Memory file systems.
     pub tmpfs: Vec<Tmpfs>,
+    /// Directories and files of the host, and volumes.
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
     /// Size of `/dev/shm` in bytes.
     pub shm_size: u64,
     /// A small init reaps and forwards signals before the program.

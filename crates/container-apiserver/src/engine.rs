@@ -309,6 +309,8 @@ impl Engine {
             accelerator: report.accelerator,
             image_disk: PathBuf::new(),
             upper_disk: PathBuf::new(),
+            shares: Vec::new(),
+            volumes: Vec::new(),
             hypervisor: report.hypervisor.clone(),
             jail_uid: 0,
             allow_missing: self.config.security.allow_missing.clone(),

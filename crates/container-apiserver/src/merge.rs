@@ -114,6 +114,7 @@ pub fn configure(
         labels: options.labels.clone(),
         read_only: options.read_only,
         tmpfs: options.tmpfs.clone(),
+        mounts: Vec::new(),
         shm_size: options.shm_size.unwrap_or(DEFAULT_SHM),
         use_init: options.use_init,
         capabilities: capability::resolve(&options.cap_add, &options.cap_drop)?,

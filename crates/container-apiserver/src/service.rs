@@ -81,6 +81,10 @@ fn describe(request: &Request) -> (&'static str, Option<String>) {
         Request::DiskUsage => ("disk usage", None),
         Request::PruneSystem => ("system prune", None),
         Request::Networks(request) => return describe_networks(request),
+        Request::CreateVolume(volume) => ("volume create", Some(&volume.name)),
+        Request::DeleteVolume { name } => ("volume delete", Some(name)),
+        Request::ListVolumes => ("volume list", None),
+        Request::PruneVolumes => ("volume prune", None),
         Request::Prune => ("prune", None),
     };
     let short = |text: &String| text.chars().take(256).collect::<String>();
@@ -215,6 +219,12 @@ impl Apiserver {
             Request::PruneSystem => Reply::new(&engine.prune_system().await),
             Request::Networks(request) => {
                 while_wanted(responder, engine.network_request(request)).await
+            }
+            Request::CreateVolume(_)
+            | Request::DeleteVolume { .. }
+            | Request::ListVolumes
+            | Request::PruneVolumes => {
+                Err(ApiError::new(ErrorCode::Unsupported, "volumes are not supported yet"))
             }
             Request::Prune => Reply::new(&engine.prune().await?),
         }

@@ -316,6 +316,7 @@ pub(crate) mod tests {
             labels: Default::default(),
             read_only: false,
             tmpfs: Vec::new(),
+            mounts: Vec::new(),
             shm_size: 1 << 26,
             use_init: false,
             capabilities: Vec::new(),

@@ -18,6 +18,7 @@
 
 mod container;
 mod event;
+mod mount;
 mod network;
 mod process;
 mod response;
@@ -25,6 +26,7 @@ mod socket;
 
 pub use container::*;
 pub use event::*;
+pub use mount::*;
 pub use network::*;
 pub use process::*;
 pub use response::*;

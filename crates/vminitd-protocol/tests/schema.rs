@@ -9,6 +9,7 @@ const SOURCES: &[&str] = &[
     include_str!("../src/message.rs"),
     include_str!("../src/message/container.rs"),
     include_str!("../src/message/event.rs"),
+    include_str!("../src/message/mount.rs"),
     include_str!("../src/message/network.rs"),
     include_str!("../src/message/process.rs"),
     include_str!("../src/message/response.rs"),

@@ -57,6 +57,8 @@ pub fn spec(directory: &Path, template: bool) -> VmSpec {
         accelerator: Accelerator::Tcg,
         image_disk: "/images/x".into(),
         upper_disk: directory.join("upper.img"),
+        shares: Vec::new(),
+        volumes: Vec::new(),
         hypervisor: serde_json::json!({
             "binary": "/x", "files": [], "libraryPath": "", "version": "0",
             "stamp": { "inode": 0, "len": 0, "ctime": [0, 0] }, "features": {},

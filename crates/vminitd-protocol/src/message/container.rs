@@ -52,6 +52,9 @@ pub struct ContainerSpec {
     /// Sockets on which the guest listens for the host, from before the first process starts.
     #[prost(message, repeated, tag = "12")]
     pub sockets: Vec<super::ListenSocket>,
+    /// Shared directories and volumes.
+    #[prost(message, repeated, tag = "13")]
+    pub mounts: Vec<super::MountSpec>,
 }
 
 /// A tmpfs inside the container.
