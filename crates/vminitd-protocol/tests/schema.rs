@@ -90,6 +90,17 @@ fn process() -> ProcessSpec {
     }
 }
 
+fn mounts() -> Vec<MountSpec> {
+    let share = ShareSource { tag: "container".into(), name: "0".into(), file: true, copy: true };
+    let disk = DiskSource { serial: "volume-0".into(), copy: true };
+    let mount = |path: &[u8], source| MountSpec {
+        path: path.to_vec(),
+        read_only: true,
+        source: Some(source),
+    };
+    vec![mount(b"/a", MountSource::Share(share)), mount(b"/b", MountSource::Disk(disk))]
+}
+
 fn requests() -> Vec<Call> {
     let sysctl = Sysctl { name: "a.b".into(), value: "1".into() };
     vec![
@@ -120,6 +131,7 @@ fn requests() -> Vec<Call> {
                 limits: Some(Limits { memory_bytes: 5, pids: 6, cpu_milli: 7 }),
                 sysctls: vec![sysctl],
                 sockets: Vec::new(),
+                mounts: Vec::new(),
             },
             process: process(),
         })),
@@ -151,6 +163,10 @@ fn requests() -> Vec<Call> {
         })),
         Call::ConnectSocket(ConnectSocket { path: b"/s".to_vec(), stream: 300 }),
         Call::AcceptSocket(AcceptSocket { connection: 1, stream: 2 }),
+        Call::StartContainer(Box::new(StartContainer {
+            container: ContainerSpec { mounts: mounts(), ..ContainerSpec::default() },
+            process: ProcessSpec::default(),
+        })),
     ]
 }
 

@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
+use rustix::fs::OFlags;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Termios, Winsize, tcgetattr, tcsetwinsize};
 
@@ -29,8 +31,13 @@ impl Terminal {
         unlockpt(&master).expect("unlock a terminal");
         let name = ptsname(&master, Vec::new()).expect("the terminal's name");
         let path = std::path::Path::new(name.to_str().expect("a name in ASCII"));
-        let slave =
-            File::options().read(true).write(true).open(path).expect("open the terminal's end");
+        // A test that leads a session would become the terminal's owner by opening it.
+        let slave = File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlags::NOCTTY.bits() as i32)
+            .open(path)
+            .expect("open the terminal's end");
         let master = File::from(master);
         set_size(&master, rows, columns);
         let end = || Stdio::from(slave.try_clone().expect("clone a descriptor"));
