@@ -20,6 +20,7 @@
 pub mod app_root;
 pub mod args;
 pub mod attachment;
+pub mod audit;
 pub mod backoff;
 pub mod companion;
 pub mod container;

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use container_api::apiserver::Request;
 use container_api::images;
-use container_api::network;
 use container_api::runtime::{self, CALL_DEADLINE, INIT_PROCESS};
 use container_api::types::ExitRecord;
 use container_api::varlink::{Reply, Responder, Service};
@@ -14,6 +13,7 @@ use container_api::{ApiError, ErrorCode, Result};
 use serde_json::Value;
 
 use crate::attachment::Attachment;
+use crate::audit::describe::{Description, describe};
 use crate::engine::Engine;
 use crate::logs::Wanted;
 use crate::merge;
@@ -37,7 +37,7 @@ impl Service for Apiserver {
         responder: &Responder,
     ) -> Result<Reply> {
         let begun = Instant::now();
-        let (operation, subject) = describe(&request);
+        let Description { operation, subject, .. } = describe(&request);
         let outcome = self.dispatch(request, fds, responder).await;
         let peer = responder.peer();
         tracing::info!(
@@ -53,72 +53,6 @@ impl Service for Apiserver {
                 .map(|e| container_api::escape::escape(&e.message).into_owned()),
         );
         outcome
-    }
-}
-
-/// The name of an operation, and what it is about; never what a caller keeps secret.
-fn describe(request: &Request) -> (&'static str, Option<String>) {
-    let (operation, subject) = match request {
-        Request::Status => ("status", None),
-        Request::Shutdown { .. } => ("shutdown", None),
-        Request::Images(request) => return (describe_images(request), None),
-        Request::Create(options) => {
-            ("create", Some(options.name.as_ref().unwrap_or(&options.image.reference)))
-        }
-        Request::Start { id, .. } => ("start", Some(id)),
-        Request::Attach { id, .. } => ("attach", Some(id)),
-        Request::Exec { id, .. } => ("exec", Some(id)),
-        Request::Wait { id, .. } => ("wait", Some(id)),
-        Request::Signal { id, .. } => ("signal", Some(id)),
-        Request::Resize { id, .. } => ("resize", Some(id)),
-        Request::Stop { id, .. } => ("stop", Some(id)),
-        Request::Delete { id, .. } => ("delete", Some(id)),
-        Request::List => ("list", None),
-        Request::Inspect { id } => ("inspect", Some(id)),
-        Request::Logs { id, .. } => ("logs", Some(id)),
-        Request::Stats { .. } => ("stats", None),
-        Request::Update { id, .. } => ("update", Some(id)),
-        Request::DiskUsage => ("disk usage", None),
-        Request::PruneSystem => ("system prune", None),
-        Request::Networks(request) => return describe_networks(request),
-        Request::CreateVolume(volume) => ("volume create", Some(&volume.name)),
-        Request::DeleteVolume { name } => ("volume delete", Some(name)),
-        Request::ListVolumes => ("volume list", None),
-        Request::PruneVolumes => ("volume prune", None),
-        Request::Prune => ("prune", None),
-    };
-    let short = |text: &String| text.chars().take(256).collect::<String>();
-    (operation, subject.map(|text| container_api::escape::escape(&short(text)).into_owned()))
-}
-
-fn describe_networks(request: &network::Request) -> (&'static str, Option<String>) {
-    let (operation, subject) = match request {
-        network::Request::Create(wanted) => ("network create", Some(wanted.name.clone())),
-        network::Request::Delete { names, .. } => ("network delete", Some(names.join(" "))),
-        network::Request::Prune { .. } => ("network prune", None),
-        network::Request::List { .. } => ("network list", None),
-        network::Request::Dns(_) => ("dns", None),
-        _ => ("network", None),
-    };
-    let short = |text: String| text.chars().take(256).collect::<String>();
-    (operation, subject.map(|text| container_api::escape::escape(&short(text)).into_owned()))
-}
-
-fn describe_images(request: &images::Request) -> &'static str {
-    match request {
-        images::Request::Pull(_) => "image pull",
-        images::Request::Load { .. } => "image load",
-        images::Request::Save { .. } => "image save",
-        images::Request::List => "image list",
-        images::Request::Inspect { .. } => "image inspect",
-        images::Request::Tag { .. } => "image tag",
-        images::Request::Delete { .. } => "image delete",
-        images::Request::Prune { .. } => "image prune",
-        images::Request::Prepare { .. } => "image prepare",
-        images::Request::EmptyUpper => "empty upper",
-        images::Request::InstallKernel(_) => "kernel set",
-        images::Request::DiskUsage { .. } => "disk usage",
-        images::Request::Shutdown => "image shutdown",
     }
 }
 
