@@ -14,10 +14,11 @@
 //! [`types`] holds what the services say to each other, [`mounts`] what a
 //! container sees of the host, [`network_options`] how a user writes what [`network`] holds, [`config`] the configuration file, [`paths`] where everything lies,
 //! [`output_log`] how a program's output is kept, [`socket`] how sockets are found, [`trace`] where
-//! the time of a start goes, [`memory`] what a process holds, [`ram`] a template's RAM, and
+//! the time of a start goes, [`audit`] the trail of what was done, [`memory`] what a process holds, [`ram`] a template's RAM, and
 //! [`escape`] how strings of strangers are shown.
 
 pub mod apiserver;
+pub mod audit;
 pub mod config;
 pub mod error;
 pub mod escape;
