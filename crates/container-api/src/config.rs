@@ -13,6 +13,8 @@ use crate::{ApiError, Result};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// The audit trail.
+    pub audit: AuditConfig,
     /// Defaults for new containers.
     pub container: ContainerDefaults,
     /// Names of containers.
@@ -29,6 +31,34 @@ pub struct Config {
     pub runtime: RuntimeConfig,
     /// The jail.
     pub security: SecurityConfig,
+}
+
+/// `[audit]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AuditConfig {
+    /// Size at which a file is followed by the next (`16m`).
+    pub max_size: String,
+    /// Files kept, the current one included.
+    pub max_files: u32,
+    /// A file to which heads are added; best where the service's user can't change it afterwards.
+    pub anchor: Option<PathBuf>,
+    /// Seconds between two heads, while there is something new.
+    pub anchor_seconds: u64,
+    /// Whether the system's log gets heads too.
+    pub syslog: bool,
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        AuditConfig {
+            max_size: "16m".into(),
+            max_files: 16,
+            anchor: None,
+            anchor_seconds: 60,
+            syslog: true,
+        }
+    }
 }
 
 /// `[container]`.
@@ -218,6 +248,7 @@ impl Config {
     pub fn parse(text: &str) -> Result<Config> {
         let one_line = |e: toml::de::Error| e.to_string().lines().collect::<Vec<_>>().join(" ");
         let config: Config = toml::from_str(text).map_err(|e| ApiError::invalid(one_line(e)))?;
+        config.audit.check()?;
         parse_size(&config.container.memory).map_err(|e| e.context("container.memory"))?;
         parse_size(&config.log.max_size).map_err(|e| e.context("log.max_size"))?;
         parse_size(&config.runtime.templates_size)
@@ -230,6 +261,22 @@ impl Config {
         }
         config.network.check()?;
         Ok(config)
+    }
+}
+
+impl AuditConfig {
+    fn check(&self) -> Result<()> {
+        parse_size(&self.max_size).map_err(|e| e.context("audit.max_size"))?;
+        if self.max_files == 0 || self.anchor_seconds == 0 {
+            let message = "audit.max_files and audit.anchor_seconds must be at least 1";
+            return Err(ApiError::invalid(message));
+        }
+        match &self.anchor {
+            Some(anchor) if !anchor.is_absolute() => {
+                Err(ApiError::invalid("audit.anchor must be an absolute path"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

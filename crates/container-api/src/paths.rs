@@ -48,6 +48,11 @@ impl AppRoot {
         self.0.join("logs")
     }
 
+    /// The audit trail.
+    pub fn audit(&self) -> PathBuf {
+        self.0.join("audit")
+    }
+
     /// What `container-images` owns.
     pub fn images(&self) -> PathBuf {
         self.0.join("images")

@@ -61,6 +61,9 @@ pub async fn accept<S: Service>(listener: &UnixListener, service: Arc<S>) -> Inf
             Ok(peer) if socket::is_owner(peer) => {}
             peer => {
                 tracing::warn!(target: "audit", ?peer, "refused a peer");
+                if let Ok(peer) = peer {
+                    service.refused(socket::requester(&stream, peer));
+                }
                 continue;
             }
         }

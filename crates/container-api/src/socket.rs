@@ -5,16 +5,20 @@
 //! addressed as `/proc/self/fd/<directory>/<name>`: short whatever the directory's path is.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, socket, sockopt::PeerCredentials,
+    AddressFamily, SockFlag, SockType, UnixAddr, getsockopt, socket,
+    sockopt::{PeerCredentials, PeerPidfd},
 };
 use nix::sys::stat::Mode;
+
+use crate::audit::Requester;
 
 /// How long [`connect`] waits for room in a listener's queue.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
@@ -82,9 +86,23 @@ pub fn try_connect(directory: &Path, name: &str) -> io::Result<UnixStream> {
 }
 
 /// The kernel's word on who is at the other end of `socket`.
-pub fn peer(socket: &impl std::os::fd::AsFd) -> io::Result<Peer> {
+pub fn peer(socket: &impl AsFd) -> io::Result<Peer> {
     let c = getsockopt(socket, PeerCredentials)?;
     Ok(Peer { pid: c.pid(), uid: c.uid(), gid: c.gid() })
+}
+
+/// The peer with its program. The path is read from `/proc` by the peer's number; a pidfd of the
+/// peer (Linux 6.5) tells afterwards that the number was its own all the while.
+pub fn requester(socket: &impl AsFd, peer: Peer) -> Requester {
+    let pidfd = getsockopt(socket, PeerPidfd).ok();
+    let path = std::fs::read_link(format!("/proc/{}/exe", peer.pid)).ok();
+    let verified = pidfd.is_some_and(|pidfd| {
+        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        // Readable once it has ended.
+        path.is_some() && poll(&mut fds, PollTimeout::ZERO) == Ok(0)
+    });
+    let shown = path.map(|path| crate::escape::escape(&path.to_string_lossy()).into_owned());
+    Requester { uid: peer.uid, gid: peer.gid, pid: peer.pid, executable: shown, verified }
 }
 
 /// Whether a peer may speak to a service of ours: the service's own user, and root.
@@ -108,6 +126,9 @@ mod tests {
         let me = peer(&server).unwrap();
         assert_eq!(me, peer(&client).unwrap());
         assert!(is_owner(me));
+        let requester = requester(&server, me);
+        let program = std::env::current_exe().unwrap();
+        assert_eq!(requester.executable.as_deref(), program.to_str());
         drop(listener);
         bind(&deep, "s.sock").expect("a stale socket is replaced");
     }

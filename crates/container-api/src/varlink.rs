@@ -321,6 +321,11 @@ impl Responder {
         self.peer
     }
 
+    /// Who called, and with which program.
+    pub fn requester(&self) -> crate::audit::Requester {
+        crate::socket::requester(&self.connection.stream, self.peer)
+    }
+
     /// Whether the caller wants progress.
     pub fn wants_progress(&self) -> bool {
         self.more
@@ -386,6 +391,9 @@ pub trait Service: Send + Sync + 'static {
         fds: Vec<OwnedFd>,
         responder: &Responder,
     ) -> impl Future<Output = Result<Reply>> + Send;
+
+    /// Is told of somebody who was turned away.
+    fn refused(&self, _requester: crate::audit::Requester) {}
 }
 
 /// Serves one connection until the other side closes it or breaks the protocol.

@@ -11,6 +11,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{Args, USAGE};
+use crate::audit::Audit;
 use crate::daemon::{self, Side, Starter};
 use crate::engine::Engine;
 use crate::service::Apiserver;
@@ -123,6 +124,7 @@ async fn run(root: &AppRoot, config: Config, starter: &mut Starter, passed: usiz
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let store = reconcile::open_store(root)?;
+    let audit = Arc::new(Audit::open(root, &config.audit)?);
     let engine = Arc::new(Engine::new(root.clone(), config, store));
     reconcile::reconcile(&engine).await?;
     spare::keeper::clear(&engine).await?;
@@ -142,7 +144,7 @@ async fn run(root: &AppRoot, config: Config, starter: &mut Starter, passed: usiz
     starter.ready();
     let mut ending = engine.ending.subscribe();
     let why = tokio::select! {
-        never = serve::accept(&listener, Arc::new(Apiserver(engine.clone()))) => match never {},
+        never = serve::accept(&listener, Arc::new(Apiserver(engine.clone(), audit.clone()))) => match never {},
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
         _ = async { while hangup.recv().await.is_some() {} } => "SIGHUP",
@@ -153,6 +155,7 @@ async fn run(root: &AppRoot, config: Config, starter: &mut Starter, passed: usiz
     engine.end_background().await;
     engine.networks.end().await;
     engine.images.end().await;
+    audit.close().await;
     // As long as somebody can connect, we are there: callers wait for our end so.
     if passed == 0 {
         let _ = std::fs::remove_file(root.path().join(container_api::apiserver::SOCKET));

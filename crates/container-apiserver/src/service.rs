@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use container_api::apiserver::Request;
+use container_api::audit::Requester;
 use container_api::images;
 use container_api::runtime::{self, CALL_DEADLINE, INIT_PROCESS};
 use container_api::types::ExitRecord;
@@ -13,6 +14,7 @@ use container_api::{ApiError, ErrorCode, Result};
 use serde_json::Value;
 
 use crate::attachment::Attachment;
+use crate::audit::Audit;
 use crate::audit::describe::{Description, describe};
 use crate::engine::Engine;
 use crate::logs::Wanted;
@@ -25,7 +27,7 @@ const FAREWELL: Duration = Duration::from_millis(50);
 
 /// The engine, as the socket shows it.
 #[derive(Debug)]
-pub struct Apiserver(pub Arc<Engine>);
+pub struct Apiserver(pub Arc<Engine>, pub Arc<Audit>);
 
 impl Service for Apiserver {
     type Request = Request;
@@ -37,8 +39,11 @@ impl Service for Apiserver {
         responder: &Responder,
     ) -> Result<Reply> {
         let begun = Instant::now();
-        let Description { operation, subject, .. } = describe(&request);
+        let described = describe(&request);
+        let recorded = self.1.begin(&described, || responder.requester()).await?;
         let outcome = self.dispatch(request, fds, responder).await;
+        self.1.end(recorded, &outcome);
+        let Description { operation, subject, .. } = described;
         let peer = responder.peer();
         tracing::info!(
             operation,
@@ -53,6 +58,10 @@ impl Service for Apiserver {
                 .map(|e| container_api::escape::escape(&e.message).into_owned()),
         );
         outcome
+    }
+
+    fn refused(&self, requester: Requester) {
+        self.1.refused("connect", requester, "not the owner of the service");
     }
 }
 

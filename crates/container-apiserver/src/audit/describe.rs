@@ -31,7 +31,7 @@ pub struct Description {
 /// How much a request matters to the trail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weight {
-    /// It changes nothing: only its refusal is recorded.
+    /// It changes nothing and is not recorded.
     Reads,
     /// It is recorded before it begins, or refused.
     Changes,
@@ -195,7 +195,7 @@ fn images(request: &images::Request) -> Description {
 }
 
 /// A stranger's text, escaped and bounded.
-fn short(text: &str) -> String {
+pub fn short(text: &str) -> String {
     let cut: String = text.chars().take(MAX_TEXT).collect();
     container_api::escape::escape(&cut).into_owned()
 }

@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use container_api::images::KernelSource;
 use container_api::{ApiError, Result, network_options};
 
+use super::audit::Audit;
 use super::{Format, ProgressKind};
 
 /// `system …`.
@@ -23,6 +24,9 @@ pub enum Command {
     Version(Formatted),
     /// Show the services' logs
     Logs(Logs),
+    /// Read and check the trail of what was done
+    #[command(subcommand)]
+    Audit(Audit),
     /// Show what images, containers, templates and spares take
     Df(Formatted),
     /// Remove templates and spares that no container uses; they are made again when needed

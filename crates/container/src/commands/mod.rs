@@ -19,6 +19,7 @@ use crate::failure::{Failure, OURS, Outcome, complain, print_line};
 use crate::progress::Shown;
 use crate::session::Session;
 
+mod audit;
 mod dns;
 mod exec;
 mod image;
