@@ -1,6 +1,7 @@
 //! `make bench`: the promises of the specification as measurements, each against a peer
 //! of the same run, interleaved, so that a machine's mood hits both alike.
 
+mod audit;
 mod bare;
 mod figure;
 mod idle;
@@ -46,6 +47,7 @@ const ALL: &[Entry] = &[
     ("unpack", unpack::unpack),
     ("stdio", streams::stdio),
     ("memory", memory::memory),
+    ("audit", audit::audit),
     ("start", start::start),
     ("restore", restore::restore),
     ("idle", idle::idle),
