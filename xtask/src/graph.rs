@@ -9,15 +9,16 @@ use crate::workspace::Workspace;
 
 /// Each crate of the workspace, and the workspace crates it may depend on.
 const ALLOWED: &[(&str, &[&str])] = &[
-    ("container", &["container-api"]),
+    ("container", &["container-api", "container-archive"]),
     ("container-api", &[]),
+    ("container-archive", &[]),
     ("container-apiserver", &["container-api"]),
     ("container-images", &["container-api", "container-rootfs"]),
     ("container-jailer", &[]),
     ("container-network", &["container-api"]),
     ("container-rootfs", &[]),
     ("container-runtime-linux", &["container-api", "vminitd-protocol"]),
-    ("vminitd", &["vminitd-protocol"]),
+    ("vminitd", &["container-archive", "vminitd-protocol"]),
     ("vminitd-protocol", &[]),
     // Not part of the product. xtask renders the man pages from the CLI's parser.
     ("e2e", &[]),
