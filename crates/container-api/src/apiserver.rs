@@ -13,8 +13,8 @@ use crate::mounts::{MountOptions, VolumeOptions};
 use crate::network;
 use crate::paths::AppRoot;
 use crate::types::{
-    Accelerator, ByteString, ContainerSnapshot, ExitRecord, PublishSocket, Resources, Rlimit,
-    Stdio, TerminalSize, Tmpfs,
+    Accelerator, ByteString, ContainerSnapshot, ExitRecord, PublishSocket, Resources,
+    RestartPolicy, Rlimit, Stdio, TerminalSize, Tmpfs,
 };
 use crate::varlink::Client;
 use crate::{ApiError, ErrorCode, Result};
@@ -250,6 +250,8 @@ pub struct CreateOptions {
     pub kernel: Option<PathBuf>,
     /// `--rm`.
     pub auto_remove: bool,
+    /// `--restart`.
+    pub restart: RestartPolicy,
     /// `--network`, `--publish`, `--dns…`, `--egress`, `--host-access`. No network at all is said
     /// by one of the name [`network::NO_NETWORK`]; none named is [`network::DEFAULT_NETWORK`].
     pub network: network::ContainerNetwork,

@@ -332,6 +332,9 @@ pub struct ContainerConfig {
     pub image_volumes: Vec<String>,
     /// Remove the container when it ends.
     pub auto_remove: bool,
+    /// Whether it is started again when it ends.
+    #[serde(default)]
+    pub restart: RestartPolicy,
     /// When it was created.
     pub creation_date: Timestamp,
     /// Always `container-runtime-linux`.
@@ -405,6 +408,9 @@ pub struct ExitRecord {
     /// Ended because memory ran out.
     #[serde(default)]
     pub out_of_memory: bool,
+    /// Somebody had asked for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stop_requested: bool,
     /// One line: "exited", "killed by SIGKILL", "guest kernel panic: …", "hypervisor killed by SIGKILL".
     pub reason: String,
     /// When.
@@ -413,6 +419,51 @@ pub struct ExitRecord {
     /// [`MAX_OUT_OF_MEMORY_KILLS`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub out_of_memory_kills: Vec<OutOfMemoryKill>,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// `--restart`: whether a container is started again that has ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "kebab-case", rename_all_fields = "camelCase")]
+pub enum RestartPolicy {
+    /// Never.
+    #[default]
+    No,
+    /// When its exit code is not 0.
+    OnFailure {
+        /// At most so often in a row; 0: without end.
+        maximum_retries: u32,
+    },
+    /// Always, unless it was stopped; and when the service starts.
+    Always,
+    /// As always, but when the service starts only if it was not stopped.
+    UnlessStopped,
+}
+
+impl std::str::FromStr for RestartPolicy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<RestartPolicy, String> {
+        let retries = |text: &str| text.parse().ok();
+        let policy = match text.split_once(':') {
+            None => match text {
+                "no" => Some(RestartPolicy::No),
+                "always" => Some(RestartPolicy::Always),
+                "unless-stopped" => Some(RestartPolicy::UnlessStopped),
+                "on-failure" => Some(RestartPolicy::OnFailure { maximum_retries: 0 }),
+                _ => None,
+            },
+            Some(("on-failure", number)) => {
+                retries(number).map(|maximum_retries| RestartPolicy::OnFailure { maximum_retries })
+            }
+            Some(_) => None,
+        };
+        policy
+            .ok_or_else(|| format!("{text:?} is not no, on-failure[:N], always or unless-stopped"))
+    }
 }
 
 /// Kills for want of memory that are kept of one container.
@@ -438,6 +489,9 @@ pub struct ContainerSnapshot {
     /// The limits in force, when `update` changed them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub current_resources: Option<Resources>,
+    /// Restarts by its policy since it was last started by hand.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub restart_count: u32,
     /// How its VM came to be, while one exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm_origin: Option<VmOrigin>,

@@ -12,8 +12,9 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::process::Identity;
 
-/// How long a killed service may hold the lock: its threads end one after the other.
-const DYING_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a service that has ended may hold the lock: its threads end one after the other, and
+/// one that writes to a busy disk only when it has written.
+const DYING_DEADLINE: Duration = Duration::from_secs(15);
 
 /// The proof that this process alone serves its app root; held until the process ends.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! One container in memory.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex as SyncMutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex as SyncMutex, MutexGuard, OnceLock, PoisonError};
 
 use container_api::network::Attached;
 use container_api::types::{Accelerator, ContainerConfig, ContainerSnapshot, Resources, VmOrigin};
@@ -11,6 +11,7 @@ use crate::helper::Helper;
 use crate::jail_uid::JailUid;
 use crate::lifecycle::Life;
 use crate::process::Handle;
+use crate::restart::Restarts;
 use crate::store::{ImageDisk, Record, Runtime};
 use crate::template::Acquired;
 
@@ -108,6 +109,7 @@ pub struct Container {
     pub operation: Mutex<()>,
     /// What its creation took, for the trace of its first start: names, beginnings and ends.
     pub creation: SyncMutex<Vec<(&'static str, u64, u64)>>,
+    restarts: SyncMutex<Restarts>,
     live: watch::Sender<Live>,
 }
 
@@ -120,6 +122,7 @@ impl Container {
             image: record.image,
             operation: Mutex::new(()),
             creation: SyncMutex::default(),
+            restarts: SyncMutex::default(),
             live: watch::Sender::new(live),
         }
     }
@@ -153,6 +156,11 @@ impl Container {
         std::mem::take(&mut *self.creation.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// What is kept of its restarts.
+    pub fn restarts(&self) -> MutexGuard<'_, Restarts> {
+        self.restarts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The row that says how it is now.
     pub fn record(&self) -> Record {
         let live = self.live.borrow();
@@ -176,6 +184,7 @@ impl Container {
             started_date: live.life.started,
             exit: live.life.exit.clone(),
             out_of_memory_kills: kills.unwrap_or_default(),
+            restart_count: self.restarts().count,
             current_resources: machine.and_then(|m| m.limits()),
             vm_origin: machine.and_then(|m| m.origin()),
             networks: network.map(|network| network.attachments.clone()).unwrap_or_default(),

@@ -24,6 +24,9 @@ impl Engine {
         }
         let _turn = self.turn(container).await?;
         let live = container.live();
+        if live.life.is_idle() {
+            container.ask_to_end();
+        }
         if live.life.is_active() {
             let message = format!(
                 "container '{}' is {}: stop it first, or use --force",
@@ -66,7 +69,7 @@ impl Engine {
         for container in self.containers() {
             let engine = self.clone();
             tasks.spawn(async move {
-                let stopped = engine.stop(&container, None, patience).await;
+                let stopped = engine.end_with_service(&container, patience).await;
                 let left = container.until(|live| live.machine.is_none());
                 let _ = timeout(END_DEADLINE * 3, left).await;
                 stopped.map_err(|e| e.context(container.id()))

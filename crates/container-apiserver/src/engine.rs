@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -62,6 +63,8 @@ pub struct Engine {
     pub images_in_use: AsyncMutex<()>,
     /// The same for networks.
     pub networks_in_use: AsyncMutex<()>,
+    /// No container is restarted any more: the service is asked to end.
+    pub stopping: AtomicBool,
     /// True once the service should end.
     pub ending: watch::Sender<bool>,
     registry: Mutex<Registry>,
@@ -125,6 +128,7 @@ impl Engine {
             background: Mutex::default(),
             images_in_use: AsyncMutex::new(()),
             networks_in_use: AsyncMutex::new(()),
+            stopping: AtomicBool::new(false),
             ending: watch::Sender::new(false),
             registry: Mutex::default(),
             root,

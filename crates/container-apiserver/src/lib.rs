@@ -46,6 +46,7 @@ pub mod priority;
 pub mod probe;
 pub mod process;
 pub mod reconcile;
+pub mod restart;
 pub mod run;
 pub mod service;
 pub mod spare;

@@ -106,6 +106,7 @@ mod tests {
             exit_code: code,
             signal: None,
             out_of_memory: false,
+            stop_requested: false,
             out_of_memory_kills: Vec::new(),
             reason: "exited".into(),
             exited_date: Timestamp::now(),

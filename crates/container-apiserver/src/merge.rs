@@ -7,7 +7,8 @@ use container_api::config::{ContainerDefaults, parse_size};
 use container_api::escape::escape;
 use container_api::images::{ImageConfig, Unpacked};
 use container_api::types::{
-    ByteString, ContainerConfig, ImageDescription, ProcessConfig, SSH_AUTH_SOCK, Timestamp, User,
+    ByteString, ContainerConfig, ImageDescription, ProcessConfig, RestartPolicy, SSH_AUTH_SOCK,
+    Timestamp, User,
 };
 use container_api::{ApiError, Result};
 
@@ -52,6 +53,9 @@ pub fn check(options: &CreateOptions, defaults: &ContainerDefaults) -> Result<()
     }
     if options.shm_size.is_some_and(|size| size < MIN_SHM) {
         return Err(ApiError::invalid(format!("--shm-size is below {MIN_SHM} bytes")));
+    }
+    if options.auto_remove && options.restart != RestartPolicy::No {
+        return Err(ApiError::invalid("--rm and --restart exclude each other"));
     }
     validate::network::resolve(options)?;
     validate::network::check_sockets(&options.publish_sockets)?;
@@ -124,6 +128,7 @@ pub fn configure(
         kernel: options.kernel.clone(),
         image_volumes: image.config.volumes.clone(),
         auto_remove: options.auto_remove,
+        restart: options.restart,
         creation_date: Timestamp::now(),
         runtime_handler: "container-runtime-linux".into(),
         network,

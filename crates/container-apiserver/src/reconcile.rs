@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use container_api::paths::AppRoot;
 use container_api::runtime::{Phase, Request, State};
-use container_api::types::Timestamp;
+use container_api::types::{Status, Timestamp};
 use container_api::{ErrorCode, Result};
 use tokio::task::JoinSet;
 
@@ -168,7 +168,8 @@ async fn settle(
                 Some(runtime) if runtime.boot_id != boot_id() => "the host went down while it ran",
                 _ => "its helper ended while no service ran",
             };
-            let exit = left_record(&path).unwrap_or_else(|| watch::lost(went_down));
+            let mut exit = left_record(&path).unwrap_or_else(|| watch::lost(went_down));
+            exit.stop_requested = container.live().life.status == Status::Stopping;
             tracing::warn!(container = container.id(), reason = exit.reason, "it has ended");
             engine.apply(container, Event::Ended(exit));
             if container.config.auto_remove
@@ -190,6 +191,7 @@ async fn take_over(
     recorded: Option<&crate::store::Runtime>,
 ) {
     let pid = helper.handle.identity().pid;
+    container.restarts().asked = container.live().life.status == Status::Stopping;
     let state: Result<State> = helper.call(&Request::State, &[], Some(ANSWER_DEADLINE)).await;
     let machine = Arc::new(Machine::found(helper, &path, &engine.jail_uids, recorded));
     if !container.config.network.networks.is_empty() {

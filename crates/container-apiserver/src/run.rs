@@ -142,6 +142,7 @@ async fn run(root: &AppRoot, config: Config, starter: &mut Starter, passed: usiz
         "the service answers"
     );
     starter.ready();
+    engine.restart_all();
     let mut ending = engine.ending.subscribe();
     let why = tokio::select! {
         never = serve::accept(&listener, Arc::new(Apiserver(engine.clone(), audit.clone()))) => match never {},

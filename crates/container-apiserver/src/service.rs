@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use container_api::apiserver::Request;
@@ -19,7 +20,7 @@ use crate::audit::describe::{Description, describe};
 use crate::engine::Engine;
 use crate::logs::Wanted;
 use crate::merge;
-use crate::start::running;
+use crate::start::{Caller, running};
 use crate::validate::{name, signal};
 
 /// From the answer to a shutdown to the end: the answer is on its way.
@@ -103,7 +104,7 @@ impl Apiserver {
                 let attachment = Attachment::new(stdio, fds, size, trace)?;
                 let container = engine.find(&id)?;
                 engine.has_ssh_agent(&container, ssh_agent.as_deref())?;
-                engine.start(&container, attachment, responder).await?;
+                engine.start(&container, attachment, Caller::Someone(responder)).await?;
                 Reply::done()
             }
             Request::Attach { id, stdio } => {
@@ -125,6 +126,13 @@ impl Apiserver {
             }
             Request::Signal { id, process_id, signal } => {
                 let signal = signal::parse(&signal)?;
+                let container = engine.find(&id)?;
+                let final_one = Some(signal) == signal::parse(&container.config.stop_signal).ok();
+                // A kill by hand is a wish that it ends.
+                if process_id.is_none() && (final_one || signal == nix::libc::SIGKILL) {
+                    running(&container)?;
+                    engine.asked(&container);
+                }
                 let process_id = process_id.unwrap_or_else(|| INIT_PROCESS.into());
                 self.ask(&id, &runtime::Request::Signal { process_id, signal }).await
             }
@@ -175,6 +183,7 @@ impl Apiserver {
 
     async fn shutdown(&self, stop_containers: bool, timeout_ms: u64) -> Result<Reply> {
         let engine = self.0.clone();
+        engine.stopping.store(true, Ordering::Relaxed);
         if stop_containers {
             engine.stop_all(Duration::from_millis(timeout_ms)).await?;
             engine.networks.empty().await;

@@ -31,6 +31,25 @@ const BEGINNING: Duration = Duration::from_millis(100);
 /// For one attached start.
 const START_DEADLINE: Duration = BOOT_DEADLINE.saturating_add(CALL_DEADLINE);
 
+/// Who wants a start.
+#[derive(Clone, Copy, Debug)]
+pub enum Caller<'a> {
+    /// Somebody who may go away before it is done.
+    Someone(&'a Responder),
+    /// The service itself.
+    Nobody,
+}
+
+impl Caller<'_> {
+    /// Resolves when the caller has gone away.
+    async fn gone(self) {
+        match self {
+            Caller::Someone(responder) => responder.hung_up().await,
+            Caller::Nobody => std::future::pending().await,
+        }
+    }
+}
+
 impl Engine {
     /// Starts a container and waits until its program runs. When the caller goes away before that,
     /// the start is given up.
@@ -38,12 +57,15 @@ impl Engine {
         self: &Arc<Self>,
         container: &Arc<Container>,
         attachment: Attachment,
-        responder: &Responder,
+        caller: Caller<'_>,
     ) -> Result<()> {
         let begun = trace::now_ns();
         attachment.told(container.take_creation());
         let _turn = self.turn(container).await?;
         self.at_rest(container).await?;
+        if let Caller::Someone(_) = caller {
+            container.begin_anew();
+        }
         let under_way = self.starts.begin();
         let plan = match self.plan(container).await {
             Ok(plan) => plan,
@@ -57,7 +79,7 @@ impl Engine {
                 Err(error) => return Err(self.not_launched(container, error).await?),
             };
             let asked = trace::now_ns();
-            let outcome = self.ask_to_start(container, &machine, &attachment, responder).await;
+            let outcome = self.ask_to_start(container, &machine, &attachment, caller).await;
             attachment.span("helper starts the program", asked);
             if let Err(error) = &outcome
                 && self.try_again(container, &machine, error)
@@ -101,7 +123,7 @@ impl Engine {
         container: &Container,
         machine: &Machine,
         attachment: &Attachment,
-        responder: &Responder,
+        caller: Caller<'_>,
     ) -> Result<()> {
         let request = Request::Start {
             stdio: attachment.stdio,
@@ -112,7 +134,7 @@ impl Engine {
         let call = machine.helper.call::<()>(&request, &fds, Some(START_DEADLINE));
         tokio::select! {
             outcome = call => outcome,
-            () = responder.hung_up() => self.give_up(container, machine).await,
+            () = caller.gone() => self.give_up(container, machine).await,
         }
     }
 

@@ -30,12 +30,32 @@ impl Engine {
         patience: Duration,
     ) -> Result<()> {
         let number = signal::parse(signal.unwrap_or(&container.config.stop_signal))?;
+        self.asked(container);
         self.end(container, number, patience.min(MAX_TIMEOUT)).await
     }
 
     /// Ends a container at once.
     pub async fn kill(&self, container: &Container) -> Result<()> {
+        self.asked(container);
         self.end(container, KILL, Duration::ZERO).await
+    }
+
+    /// Ends a container because the service ends, which is no wish of its user.
+    pub async fn end_with_service(&self, container: &Container, patience: Duration) -> Result<()> {
+        let number = signal::parse(&container.config.stop_signal)?;
+        self.end(container, number, patience.min(MAX_TIMEOUT)).await
+    }
+
+    /// Its user wants it to end, and to stay so.
+    pub fn asked(&self, container: &Container) {
+        if container.ask_to_end() {
+            container.update(|live| {
+                if let Some(exit) = &mut live.life.exit {
+                    exit.stop_requested = true;
+                }
+            });
+            self.write_down(container);
+        }
     }
 
     async fn end(&self, container: &Container, signal: i32, patience: Duration) -> Result<()> {

@@ -23,6 +23,7 @@ pub fn lost(reason: impl Into<String>) -> ExitRecord {
         exit_code: FAILURE,
         signal: None,
         out_of_memory: false,
+        stop_requested: false,
         out_of_memory_kills: Vec::new(),
         reason: reason.into(),
         exited_date: Timestamp::now(),
@@ -63,12 +64,13 @@ pub async fn watch(engine: Arc<Engine>, container: Arc<Container>, machine: Arc<
 
 /// Records the end, then sees the last of the VM.
 async fn finish(
-    engine: &Engine,
+    engine: &Arc<Engine>,
     container: &Arc<Container>,
     machine: &Machine,
     mut record: ExitRecord,
 ) {
     record.reason = container_api::escape::escape(&record.reason).into_owned();
+    record.stop_requested = container.restarts().asked;
     tracing::info!(
         container = container.id(),
         exit_code = record.exit_code,
@@ -76,6 +78,7 @@ async fn finish(
         "a container has ended"
     );
     let mut aside = None;
+    let ended = record.clone();
     if container.config.auto_remove {
         aside = engine.withdraw(container, Some(record)).unwrap_or_else(|error| {
             tracing::error!(container = container.id(), %error, "a container can't be removed");
@@ -90,6 +93,7 @@ async fn finish(
     container.update(|live| live.machine = None);
     if !container.live().removed {
         engine.write_down(container);
+        engine.restart_later(container, &ended);
     }
     // The helper had its files open until now.
     if let Some(path) = aside

@@ -32,6 +32,7 @@ fn record(exit_code: u8, reason: String) -> ExitRecord {
         exit_code,
         signal: None,
         out_of_memory: false,
+        stop_requested: false,
         out_of_memory_kills: Vec::new(),
         reason,
         exited_date: Timestamp::now(),

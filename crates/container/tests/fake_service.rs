@@ -64,6 +64,7 @@ impl Fake {
             exit_code,
             signal: None,
             out_of_memory: false,
+            stop_requested: false,
             out_of_memory_kills: Vec::new(),
             reason: reason.into(),
             exited_date: Timestamp::now(),

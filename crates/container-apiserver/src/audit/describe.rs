@@ -123,6 +123,13 @@ fn create(options: &CreateOptions) -> Description {
         .with("sockets", list(&options.publish_sockets, |s| json!(s.host_path)))
         .with("ssh", json!(options.ssh))
         .with("readOnly", json!(options.read_only))
+        .with(
+            "restart",
+            match options.restart {
+                container_api::types::RestartPolicy::No => Value::Null,
+                other => json!(other),
+            },
+        )
         .with("cpus", json!(options.cpus))
         .with("memoryInBytes", json!(options.memory_in_bytes))
         .with("kernel", json!(options.kernel));

@@ -133,6 +133,7 @@ pub fn config(script: &str) -> ContainerConfig {
         kernel: None,
         image_volumes: Vec::new(),
         auto_remove: false,
+        restart: container_api::types::RestartPolicy::No,
         creation_date: Timestamp::now(),
         runtime_handler: "container-runtime-linux".into(),
         network: Default::default(),

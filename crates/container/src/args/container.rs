@@ -129,6 +129,9 @@ pub struct Management {
     /// Delete the container when it has ended
     #[arg(long = "rm", visible_alias = "remove")]
     pub remove: bool,
+    /// Start it again when it ends (no, on-failure[:N], always, unless-stopped)
+    #[arg(long, value_name = "POLICY", default_value = "no")]
+    pub restart: String,
     /// Signal that `stop` sends [default: the image's, or SIGTERM]
     #[arg(long, value_name = "SIGNAL")]
     pub stop_signal: Option<String>,
@@ -211,6 +214,10 @@ impl Create {
             stop_signal: m.stop_signal.clone(),
             kernel: kernel.map_err(|e| ApiError::from(e).context("--kernel"))?,
             auto_remove: m.remove,
+            restart: m
+                .restart
+                .parse()
+                .map_err(|e: String| ApiError::invalid(e).context("--restart"))?,
             ..CreateOptions::default()
         };
         m.network.apply(&mut options)?;
@@ -250,6 +257,21 @@ pub struct Stop {
     pub time: u32,
     /// The containers
     #[arg(value_name = "CONTAINER-IDS")]
+    pub ids: Vec<String>,
+}
+
+/// `restart`.
+#[derive(Clone, Debug, Args)]
+pub struct Restart {
+    /// Signal to send [default: the container's own]
+    #[arg(short, long, value_name = "SIGNAL")]
+    pub signal: Option<String>,
+    /// Seconds to wait before killing
+    #[arg(short, long, value_name = "TIME", default_value_t = 5,
+          value_parser = clap::value_parser!(u32).range(..=86_400))]
+    pub time: u32,
+    /// The containers
+    #[arg(value_name = "CONTAINER-IDS", required = true)]
     pub ids: Vec<String>,
 }
 

@@ -61,6 +61,8 @@ pub enum Command {
     Start(container::Start),
     /// Stop containers: a signal, then SIGKILL
     Stop(container::Stop),
+    /// Stop containers and start them again
+    Restart(container::Restart),
     /// Send a signal to containers
     Kill(container::Kill),
     /// Delete containers

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use container_api::apiserver::{PrunedContainers, QUICK, Request, SLOW};
-use container_api::types::Status;
+use container_api::types::{Status, Stdio};
 use container_api::{ApiError, Result};
 use tokio::task::JoinSet;
 
-use super::{beyond, for_each};
-use crate::args::container::{Delete, Ids, Kill, Stop, Update};
+use super::{beyond, for_each, ssh_agent};
+use crate::args::container::{Delete, Ids, Kill, Restart, Stop, Update};
 use crate::attach::conversation::wait_for_end;
 use crate::failure::{OURS, Outcome, complain, print, print_line};
 use crate::render;
@@ -24,6 +24,29 @@ pub async fn stop(session: &Session, args: &Stop) -> Outcome {
             let timeout_ms = time.as_millis() as u64;
             let request = Request::Stop { id: id.clone(), signal, timeout_ms };
             client.call::<()>(&request, &[], beyond(time)).await.map(|()| id)
+        }
+    })
+    .await
+}
+
+/// `restart`: one that does not run is started.
+pub async fn restart(session: &Session, args: &Restart) -> Outcome {
+    let ids = chosen(session, &args.ids, false, is_alive).await?;
+    let (signal, time) = (args.signal.clone(), Duration::from_secs(args.time.into()));
+    for_each(session, ids, move |mut client, id| {
+        let signal = signal.clone();
+        async move {
+            let timeout_ms = time.as_millis() as u64;
+            let stop = Request::Stop { id: id.clone(), signal, timeout_ms };
+            client.call::<()>(&stop, &[], beyond(time)).await?;
+            let start = Request::Start {
+                id: id.clone(),
+                stdio: Stdio::default(),
+                size: None,
+                trace: false,
+                ssh_agent: ssh_agent(),
+            };
+            client.call::<()>(&start, &[], Some(SLOW)).await.map(|()| id)
         }
     })
     .await

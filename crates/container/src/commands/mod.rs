@@ -60,6 +60,7 @@ pub async fn run(cli: Cli, begun_ns: u64) -> Outcome {
         Command::Create(args) => run::create(&session, args).await,
         Command::Start(args) => run::start(&session, args, begun_ns).await,
         Command::Stop(args) => lifecycle::stop(&session, args).await,
+        Command::Restart(args) => lifecycle::restart(&session, args).await,
         Command::Kill(args) => lifecycle::kill(&session, args).await,
         Command::Delete(args) => lifecycle::delete(&session, args).await,
         Command::Stats(args) => stats::stats(&session, args).await,
