@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::archive::{ArchiveWork, CommitOptions};
 use crate::images::{self, Progress};
 use crate::mounts::{MountOptions, VolumeOptions};
 use crate::network;
@@ -90,6 +91,34 @@ pub enum Request {
         /// As in [`Request::Start`].
         #[serde(default)]
         ssh_agent: Option<PathBuf>,
+    },
+    /// Any state: copies files into the container or out of it. Brings the descriptors that `stdio`
+    /// names: the tar stream, and one for what went wrong. Answer: [`ExitRecord`] of the copy, 0 or
+    /// 1, when it is over.
+    #[serde(rename = "dev.container.Apiserver.Archive")]
+    Archive {
+        /// Which container.
+        id: String,
+        /// What to copy.
+        work: ArchiveWork,
+        /// Its streams.
+        stdio: Stdio,
+    },
+    /// Any state: makes an image of the container. Answer: [`images::ImageSummary`].
+    #[serde(rename = "dev.container.Apiserver.Commit")]
+    Commit {
+        /// Which container.
+        id: String,
+        /// How.
+        options: CommitOptions,
+    },
+    /// Created or stopped: gives the container another id. Answer: `()`.
+    #[serde(rename = "dev.container.Apiserver.Rename")]
+    Rename {
+        /// Which container.
+        id: String,
+        /// What it is called from then on.
+        name: String,
     },
     /// Waits for the end of a process. Answer: [`ExitRecord`]; at once when a container is
     /// stopped already. A container that was never started is waited for.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::archive::CommitOptions;
 use crate::types::{Descriptor, Platform, Timestamp};
 use crate::varlink::Client;
 use crate::{ApiError, ErrorCode, Result};
@@ -75,6 +76,15 @@ pub enum Request {
         all: bool,
         /// Index or manifest digests that containers use.
         in_use: Vec<String>,
+    },
+    /// Adds a layer, which the one descriptor brings as tar, to an image that is here. Answer:
+    /// [`ImageSummary`].
+    #[serde(rename = "dev.container.Images.Commit")]
+    Commit {
+        /// The manifest's digest.
+        base: String,
+        /// The new image.
+        options: CommitOptions,
     },
     /// Makes sure that the image is here (pulls it when `pull` says so) and is a disk. Progress;
     /// answer: [`Unpacked`].

@@ -18,6 +18,7 @@
 //! [`escape`] how strings of strangers are shown.
 
 pub mod apiserver;
+pub mod archive;
 pub mod audit;
 pub mod config;
 pub mod error;

@@ -18,6 +18,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::archive::ArchiveWork;
 use crate::mounts::FileIdentity;
 use crate::network::Mac;
 use crate::types::{
@@ -67,6 +68,9 @@ pub struct VmSpec {
     /// Block volumes; the guest finds them by [`volume_serial`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<VolumeDisk>,
+    /// No program will be started: the VM is there to read the container's disk, or to write it.
+    #[serde(default)]
+    pub maintenance: bool,
     /// The QEMU to use, as `container-runtime-linux probe` found it.
     pub hypervisor: serde_json::Value,
     /// Host user id for the jail when the helper is root.
@@ -246,6 +250,18 @@ pub enum Request {
         stdio: Stdio,
         /// Size of the caller's terminal.
         size: Option<TerminalSize>,
+    },
+    /// Booting, ready (nothing else runs then) or running: copies files. A process of this name
+    /// does, whose end [`Request::Wait`] tells: 0, or 1 and one line on its standard error. Answer:
+    /// `()` when it has begun.
+    #[serde(rename = "dev.container.Runtime.Archive")]
+    Archive {
+        /// A name that no process of this container has had.
+        process_id: String,
+        /// What to copy.
+        work: ArchiveWork,
+        /// Its streams.
+        stdio: Stdio,
     },
     /// Any state: waits until the process has ended and its output is delivered. Answer:
     /// [`ExitRecord`].

@@ -36,6 +36,8 @@ pub struct Machine {
     pub hypervisor: OnceLock<Handle>,
     /// Its networks.
     pub network: Option<Attached>,
+    /// No program runs in it: it is there to copy files.
+    pub maintenance: bool,
     /// Set when nobody wants the VM any more before its program was started.
     pub abandoned: AtomicBool,
 }

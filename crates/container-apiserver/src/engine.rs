@@ -315,6 +315,7 @@ impl Engine {
             upper_disk: PathBuf::new(),
             shares: Vec::new(),
             volumes: Vec::new(),
+            maintenance: false,
             hypervisor: report.hypervisor.clone(),
             jail_uid: 0,
             allow_missing: self.config.security.allow_missing.clone(),

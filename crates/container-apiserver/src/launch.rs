@@ -42,6 +42,15 @@ pub struct Plan {
     report: Arc<ProbeReport>,
     image_disk: PathBuf,
     directory: PathBuf,
+    /// No program will run.
+    maintenance: bool,
+}
+
+impl Plan {
+    /// The same for a VM that only reads or writes the container's disk.
+    pub fn for_maintenance(self) -> Plan {
+        Plan { maintenance: true, ..self }
+    }
 }
 
 /// What a VM gets of its container's networks.
@@ -84,7 +93,28 @@ impl Engine {
             return Err(ApiError::not_found(message));
         }
         let shape = self.shape(&kernel, &report, container.config.resources);
-        Ok(Plan { kernel, shape, report, image_disk, directory: self.directory(container) })
+        let directory = self.directory(container);
+        Ok(Plan { kernel, shape, report, image_disk, directory, maintenance: false })
+    }
+
+    /// Gets a VM that no program will run in: a spare, one from a template, or one that boots.
+    /// It has the container's disk and nothing else of it.
+    pub async fn launch_bare(&self, container: &Container, plan: &Plan) -> Result<Arc<Machine>> {
+        if let Some(shape) = &plan.shape
+            && let Some(spare) = self.spare_for(shape, false)
+        {
+            match self.adopt_wired(container, plan, spare, Wires::default()).await {
+                Ok(machine) => return Ok(Arc::new(machine)),
+                Err(error) => {
+                    tracing::warn!(container = container.id(), %error, "a spare was not taken");
+                }
+            }
+        }
+        let template = match &plan.shape {
+            Some(shape) => self.templates.acquire(shape).await,
+            None => None,
+        };
+        self.launch_helper(container, plan, template, Wires::default()).map(Arc::new)
     }
 
     /// Gets a VM for the container: the fastest way there is, with `spares` also a spare.
@@ -262,6 +292,11 @@ impl Engine {
 fn write_spec(plan: &Plan, spec: &mut VmSpec) -> Result<()> {
     spec.image_disk = plan.image_disk.clone();
     spec.upper_disk = plan.directory.join(names::UPPER);
+    spec.maintenance = plan.maintenance;
+    if plan.maintenance {
+        spec.shares.clear();
+        spec.volumes.clear();
+    }
     for stale in [names::EXIT, names::SOCKET] {
         let _ = std::fs::remove_file(plan.directory.join(stale));
     }
@@ -282,6 +317,7 @@ impl Machine {
             limits: Mutex::default(),
             hypervisor: OnceLock::new(),
             network: None,
+            maintenance: spec.maintenance,
             abandoned: AtomicBool::new(false),
         }
     }
@@ -307,6 +343,7 @@ impl Machine {
             limits: Mutex::new(recorded.and_then(|runtime| runtime.resources)),
             hypervisor: OnceLock::<Handle>::new(),
             network: recorded.and_then(|runtime| runtime.network.clone()),
+            maintenance: spec.as_ref().is_some_and(|spec| spec.maintenance),
             abandoned: AtomicBool::new(false),
         }
     }

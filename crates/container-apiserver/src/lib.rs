@@ -18,6 +18,7 @@
 //! gets an exit record.
 
 pub mod app_root;
+pub mod archive;
 pub mod args;
 pub mod attachment;
 pub mod audit;

@@ -7,6 +7,7 @@
 //! | a directory without a row | taken in when its files say what it is (the database was lost or is older: power loss), else set aside |
 //! | a helper that runs its program | taken over |
 //! | a helper that does not answer, of a program that ran | taken over as it was |
+//! | a helper that was there to copy files | killed; the container is as it was |
 //! | any other helper | killed; nothing has happened to the container |
 //! | a container that was active, without a helper | its exit record, or one that says what went down |
 //!
@@ -24,6 +25,7 @@ use container_api::types::{Status, Timestamp};
 use container_api::{ErrorCode, Result};
 use tokio::task::JoinSet;
 
+use crate::archive;
 use crate::container::{Container, Machine};
 use crate::directory::{self, GONE, NEW};
 use crate::engine::Engine;
@@ -194,6 +196,14 @@ async fn take_over(
     container.restarts().asked = container.live().life.status == Status::Stopping;
     let state: Result<State> = helper.call(&Request::State, &[], Some(ANSWER_DEADLINE)).await;
     let machine = Arc::new(Machine::found(helper, &path, &engine.jail_uids, recorded));
+    if machine.maintenance {
+        // Whoever wanted files copied has gone; to the container nothing has happened.
+        tracing::warn!(container = container.id(), pid, "a VM that copied files is ended");
+        container.update(|live| live.machine = Some(machine.clone()));
+        let (engine, container) = (engine.clone(), container.clone());
+        tokio::spawn(async move { archive::end(engine, container, machine).await });
+        return;
+    }
     if !container.config.network.networks.is_empty() {
         engine.networks.found(container.id());
     }

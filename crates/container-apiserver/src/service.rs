@@ -120,6 +120,19 @@ impl Apiserver {
                 engine.has_ssh_agent(&*engine.find(&id)?, ssh_agent.as_deref())?;
                 while_wanted(responder, self.exec(&id, &process, attachment)).await
             }
+            Request::Archive { id, work, stdio } => {
+                let attachment = Attachment::new(stdio, fds, None, false)?;
+                let container = engine.find(&id)?;
+                Reply::new(&engine.archive(&container, work, &attachment, responder).await?)
+            }
+            Request::Commit { id, options } => {
+                let container = engine.find(&id)?;
+                Reply::new(&engine.commit(&container, options, responder).await?)
+            }
+            Request::Rename { id, name } => {
+                engine.rename(&engine.find(&id)?, &name).await?;
+                Reply::done()
+            }
             Request::Wait { id, process_id } => {
                 let wait = self.wait(&id, process_id);
                 Reply::new(&while_wanted(responder, wait).await?)

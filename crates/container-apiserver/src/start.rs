@@ -151,7 +151,7 @@ impl Engine {
     }
 
     /// Waits for a helper that is on its way out, and refuses a container that runs.
-    async fn at_rest(&self, container: &Container) -> Result<()> {
+    pub async fn at_rest(&self, container: &Container) -> Result<()> {
         let live = container.live();
         if live.life.is_active() {
             let message = format!("container '{}' is {}", container.id(), live.life.status);

@@ -40,6 +40,15 @@ pub struct Source {
     pub directory: bool,
 }
 
+impl Source {
+    /// The name that a copy of what `path` says gets; empty where it says what is in a directory.
+    pub fn name_of(path: &[u8]) -> Vec<u8> {
+        let (_, last) = split(path);
+        let contents = path == b"." || path.ends_with(b"/.");
+        if contents || matches!(last, b"" | b"." | b"..") { Vec::new() } else { last.to_vec() }
+    }
+}
+
 /// Where a copy goes.
 #[derive(Debug)]
 pub struct Place {
@@ -88,10 +97,7 @@ impl View<'_> {
     /// When there is nothing of that name.
     pub fn source(self, path: &[u8], follow: bool) -> Result<(OwnedFd, CString, Source)> {
         let as_directory = says_directory(path);
-        let (_, last) = split(path);
-        let contents = path == b"." || path.ends_with(b"/.");
-        let name = if contents || matches!(last, b"" | b"." | b"..") { b"" } else { last };
-        let name = name.to_vec();
+        let name = Source::name_of(path);
         if as_directory {
             let found = self.directory(path).at("read", path)?;
             return Ok((found, c".".to_owned(), Source { name, directory: true }));

@@ -3,6 +3,7 @@
 //! ```text
 //! service ──► registry ─┐                        ┌─► catalog (find, list, inspect)
 //!        ├──► archive ──┴─► store (blobs, names) ─┼─► unpack (disks, through container-rootfs)
+//!        ├──► commit (one more layer)
 //!        ├──► kernel (bundles)                   └─► removal (delete, prune)
 //!        └──► meter (progress, cancellation)
 //! ```
@@ -12,6 +13,8 @@
 
 pub mod archive;
 pub mod catalog;
+mod change;
+mod commit;
 pub mod digest;
 mod download;
 pub mod error;

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use container_api::archive::CommitOptions;
 use container_api::config::RegistryConfig;
 use container_api::images::{
     DiskUsage, InstallKernel, KernelBundle, Pull, Removed, Request, Unpacked,
@@ -16,6 +17,7 @@ use tokio::sync::Notify;
 
 use crate::archive::{self, CallerReader, CallerWriter};
 use crate::catalog::Found;
+use crate::commit;
 use crate::digest::Digest;
 use crate::error::{self, Error};
 use crate::kernel::{self, Spooled};
@@ -81,6 +83,26 @@ impl Images {
             let settled = lease.settle();
             let loaded = loaded?;
             settled.map(|()| loaded)
+        });
+        meter.report(responder, work).await
+    }
+
+    async fn commit(
+        &self,
+        base: String,
+        options: CommitOptions,
+        fd: OwnedFd,
+        responder: &Responder,
+    ) -> error::Result<Found> {
+        let meter = Arc::new(Meter::new("Saving image"));
+        let (store, domain, shared) = (self.store.clone(), self.domain.clone(), meter.clone());
+        let work = blocking(move || {
+            let lease = store.lease();
+            let layer = CallerReader::new(fd, shared);
+            let found = commit::commit(&base, &options, layer, &domain, &lease);
+            let settled = lease.settle();
+            let found = found?;
+            settled.map(|()| found)
         });
         meter.report(responder, work).await
     }
@@ -261,6 +283,10 @@ impl Service for Images {
             Request::Save { references, platform } => {
                 self.save(references, platform, one(fds)?, responder).await?;
                 Reply::done()
+            }
+            Request::Commit { base, options } => {
+                let found = self.commit(base, options, one(fds)?, responder).await?;
+                Reply::new(&blocking(move || store.summary(&found)).await?)
             }
             Request::List => Reply::new(&blocking(move || removal::list(&store)).await?),
             Request::Inspect { references } => {

@@ -21,11 +21,13 @@
 //! - [`network`], [`tap`]: the guest's NICs, and what they are connected to.
 //! - [`limits`], [`usage`]: what a container may use, and what it does.
 //! - [`guest`]: calls, events and streams.
+//! - [`archive`]: copies of files, in the guest.
 //! - [`sockets`]: unix sockets between host and container, and what may be asked of an SSH agent.
 //! - [`process`]: a process's streams and its clients.
 //! - [`hypervisor`]: the VM; only this module knows QEMU.
 //! - [`probe`], [`report`]: what this host can run VMs with.
 
+pub mod archive;
 pub mod boot;
 pub mod console;
 pub mod container;

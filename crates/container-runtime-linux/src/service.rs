@@ -15,7 +15,7 @@ use vminitd_protocol::message::{self, Call};
 use crate::container::{Container, Manner};
 use crate::process::Process;
 use crate::state::{Admission, State};
-use crate::{exit, limits, sockets, spec, usage};
+use crate::{archive, exit, limits, sockets, spec, usage};
 
 /// Most connections at once.
 const MAX_CONNECTIONS: usize = 256;
@@ -82,6 +82,11 @@ impl Door {
             }
             Request::Exec { process_id, process, stdio, size } => {
                 exec(container, &process_id, &process, stdio, size, fds).await?;
+                Reply::done()
+            }
+            Request::Archive { process_id, work, stdio } => {
+                check_name(&process_id)?;
+                archive::start(container, &process_id, work, stdio, fds).await?;
                 Reply::done()
             }
             Request::Wait { process_id } => {
@@ -263,6 +268,13 @@ async fn no_vm(container: &Container) -> ApiError {
     ApiError::new(ErrorCode::Unavailable, reason)
 }
 
+fn check_name(id: &str) -> Result<(), ApiError> {
+    if id.is_empty() || id.len() > MAX_PROCESS_ID || id.contains(|c: char| !c.is_ascii_graphic()) {
+        return Err(ApiError::invalid("a process's name has 1 to 128 printable characters"));
+    }
+    Ok(())
+}
+
 async fn exec(
     container: &Arc<Container>,
     id: &str,
@@ -271,9 +283,7 @@ async fn exec(
     size: Option<TerminalSize>,
     fds: Vec<OwnedFd>,
 ) -> Result<(), ApiError> {
-    if id.is_empty() || id.len() > MAX_PROCESS_ID || id.contains(|c: char| !c.is_ascii_graphic()) {
-        return Err(ApiError::invalid("a process's name has 1 to 128 printable characters"));
-    }
+    check_name(id)?;
     let bulk = container.guest()?.bulk.clone();
     let process = Process::open(id, bulk, config.terminal, config.interactive, None)?;
     process.attach(stdio, fds)?;

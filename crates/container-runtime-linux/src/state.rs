@@ -130,6 +130,9 @@ impl Machine {
             (Request::Start { .. }, state @ (Ending | Ended)) if !self.asked => {
                 (Admission::AwaitEnd, state)
             }
+            (Request::Archive { .. }, state @ (Booting { asked: false } | Ready | Running)) => {
+                (Admission::Proceed, state)
+            }
             (Request::Exec { .. } | Request::Update { .. }, Running) => {
                 (Admission::Proceed, Running)
             }
@@ -182,6 +185,7 @@ pub fn name(request: &Request) -> &'static str {
         Request::Update { .. } => "update",
         Request::Attach { .. } => "attach",
         Request::Exec { .. } => "exec",
+        Request::Archive { .. } => "archive",
         Request::Wait { .. } => "wait",
         Request::Signal { .. } => "signal",
         Request::Resize { .. } => "resize",
@@ -194,6 +198,7 @@ pub fn name(request: &Request) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use container_api::archive::ArchiveWork;
     use container_api::types::{Resources, Stdio, TerminalSize};
     use proptest::prelude::*;
 
@@ -212,6 +217,7 @@ mod tests {
             ask(Request::Start { stdio, size: None, trace: false }),
             ask(Request::Attach { stdio }),
             ask(Request::Exec { process_id: id(), process: Default::default(), stdio, size: None }),
+            ask(Request::Archive { process_id: id(), work: ArchiveWork::Export, stdio }),
             ask(Request::Wait { process_id: id() }),
             ask(Request::Signal { process_id: id(), signal: 15 }),
             ask(Request::Resize { process_id: id(), size: TerminalSize { rows: 1, columns: 1 } }),
@@ -252,6 +258,11 @@ mod tests {
                             }
                             Request::Exec { .. } | Request::Update { .. } => {
                                 prop_assert_eq!(outcome.is_ok(), before == State::Running);
+                            }
+                            Request::Archive { .. } => {
+                                prop_assert_eq!(before, machine.state());
+                                let ended = matches!(before, State::Ending | State::Ended);
+                                prop_assert!(outcome.is_err() || !ended);
                             }
                             Request::Abort => prop_assert!(outcome != Ok(Admission::Proceed)),
                             _ => {}

@@ -16,6 +16,7 @@
 //!
 //! Tags are never reused. A field left out means its zero value.
 
+mod archive;
 mod container;
 mod event;
 mod mount;
@@ -24,6 +25,7 @@ mod process;
 mod response;
 mod socket;
 
+pub use archive::*;
 pub use container::*;
 pub use event::*;
 pub use mount::*;
@@ -41,7 +43,7 @@ pub struct Request {
     /// What to do.
     #[prost(
         oneof = "Call",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20"
     )]
     pub call: Option<Call>,
 }
@@ -108,6 +110,10 @@ pub enum Call {
     /// While the connection waits. [`Reply::Done`].
     #[prost(message, tag = "19")]
     AcceptSocket(AcceptSocket),
+    /// Rooted (then there is no program beside it) or Running. [`Reply::Started`]; the end is told
+    /// as a process's is.
+    #[prost(message, tag = "20")]
+    Archive(Box<Archive>),
 }
 
 /// See [`Call::Ping`].

@@ -7,6 +7,7 @@ use vminitd_protocol::message::*;
 
 const SOURCES: &[&str] = &[
     include_str!("../src/message.rs"),
+    include_str!("../src/message/archive.rs"),
     include_str!("../src/message/container.rs"),
     include_str!("../src/message/event.rs"),
     include_str!("../src/message/mount.rs"),

@@ -22,6 +22,8 @@ const PATH: &str = "/sys/fs/cgroup/box/container";
 const PARENT: &str = "/sys/fs/cgroup/box";
 const CONTROLLERS: [&str; 4] = ["+memory", "+pids", "+cpu", "+io"];
 /// CPU quota's period in microseconds.
+/// How long processes may take to stand still: one may wait for a disk.
+const FREEZE_LIMIT: Duration = Duration::from_secs(10);
 const CPU_PERIOD_USEC: u64 = 100_000;
 
 /// Memory that the container can't have, so that it runs out before the VM
@@ -228,6 +230,25 @@ pub fn kill_all() {
             );
         }
     }
+}
+
+/// Makes every process of the container stand still, until [`thaw`].
+pub fn freeze() -> Result<(), Failure> {
+    set("cgroup.freeze", "1")?;
+    let deadline = Instant::now() + FREEZE_LIMIT;
+    while keyed(&read("cgroup.events"), "frozen") == 0 {
+        if Instant::now() > deadline {
+            thaw();
+            return Err(Failure::new(Internal, "the container does not stand still"));
+        }
+        sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// Lets them go on.
+pub fn thaw() {
+    let _ = set("cgroup.freeze", "0");
 }
 
 /// What the container uses now.

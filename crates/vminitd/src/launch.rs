@@ -13,6 +13,7 @@
 //! The report pipe is read by the event loop: what a container does to a child
 //! that has joined it can't stop PID 1.
 
+pub mod archive;
 mod child;
 mod credentials;
 mod devices;

@@ -15,10 +15,13 @@ use vminitd_protocol::message::MountRoot;
 
 /// Where the joined root is.
 pub const ROOT: &str = "/run/root";
-const LOWER: &str = "/run/lower";
+/// Where the image is.
+pub const LOWER: &str = "/run/lower";
 const UPPER: &str = "/run/upper";
+/// What the container has changed, as overlayfs keeps it.
+pub const UPPER_DIRECTORY: &str = "/run/upper/upper";
 /// How long the kernel may take to let go of the disks.
-const UNMOUNT_LIMIT: Duration = Duration::from_secs(5);
+pub const UNMOUNT_LIMIT: Duration = Duration::from_secs(5);
 
 /// A mounted root.
 #[derive(Debug)]
@@ -79,7 +82,7 @@ impl Root {
 /// Makes the directories of a fresh disk. The joined root has the upper one's
 /// attributes, so one that nobody has changed yet takes those of the image's.
 fn prepare_upper() -> io::Result<()> {
-    let upper = Path::new("/run/upper/upper");
+    let upper = Path::new(UPPER_DIRECTORY);
     let mut fresh = false;
     for dir in [upper, Path::new("/run/upper/work")] {
         match fs::create_dir(dir) {

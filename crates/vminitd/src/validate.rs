@@ -2,7 +2,7 @@
 //! that makes no sense is refused with its name before anything is changed.
 
 use crate::failure::Failure;
-use vminitd_protocol::message::{ConfigureNetwork, ContainerSpec, Interface, Limits, ProcessSpec};
+use vminitd_protocol::message::{Archive, ArchiveWork, ConfigureNetwork, ContainerSpec, Interface, Limits, ProcessSpec};
 use vminitd_protocol::{MAX_ADDRESSES, MAX_INTERFACES, MAX_SOCKET_PATH, MAX_SOCKETS};
 
 const MAX_NAME: usize = 128;
@@ -44,6 +44,22 @@ fn streams(spec: &ProcessSpec) -> Result<(), Failure> {
     numbers.sort_unstable();
     numbers.dedup();
     check(numbers.len() == count, "a stream number is used twice")
+}
+
+/// Checks a copy of files.
+pub fn archive(request: &Archive) -> Result<(), Failure> {
+    name(&request.process)?;
+    let spec = ProcessSpec { stdio: request.stdio, ..ProcessSpec::default() };
+    streams(&spec)?;
+    let path = match &request.work {
+        Some(ArchiveWork::Read(read)) => &read.path[..],
+        Some(ArchiveWork::Write(write)) => {
+            check(!write.name.contains(&b'/'), "a name with a slash")?;
+            &write.path
+        }
+        _ => &[],
+    };
+    check(path.len() <= MAX_PATH && !path.contains(&0), "a path is too long, or has a NUL byte")
 }
 
 /// Checks a container.

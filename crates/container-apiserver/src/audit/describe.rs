@@ -4,6 +4,7 @@
 //! a command are kept: an audit without them says little.
 
 use container_api::apiserver::{CreateOptions, ProcessOptions, Request};
+use container_api::archive::ArchiveWork;
 use container_api::images;
 use container_api::mounts::MountOptions;
 use container_api::network;
@@ -78,6 +79,23 @@ pub fn describe(request: &Request) -> Description {
         Request::Start { id, .. } => new("start", Changes).about(id),
         Request::Attach { id, .. } => new("attach", Changes).about(id),
         Request::Exec { id, process, .. } => process_of(new("exec", Changes).about(id), process),
+        Request::Archive { id, work, .. } => {
+            let path = match work {
+                ArchiveWork::Read { path, .. } | ArchiveWork::Write { path, .. } => {
+                    short(&path.to_string_lossy())
+                }
+                _ => String::new(),
+            };
+            let weight = if work.changes() { Changes } else { Reads };
+            new(work.name(), weight).about(id).with("path", json!(path))
+        }
+        Request::Commit { id, options } => new("commit", Changes)
+            .about(id)
+            .with("image", json!(options.name.as_deref().map(short)))
+            .with("changes", texts(&options.changes)),
+        Request::Rename { id, name } => {
+            new("rename", Changes).about(id).with("name", json!(short(name)))
+        }
         Request::Wait { id, .. } => new("wait", Reads).about(id),
         Request::Signal { id, process_id, signal } => new("signal", Frees)
             .about(id)
@@ -184,6 +202,8 @@ fn images(request: &images::Request) -> Description {
         images::Request::Save { references, .. } => {
             new("image save", Reads).with("references", texts(references))
         }
+        images::Request::Commit { options, .. } => new("image commit", Changes)
+            .with("name", json!(options.name.as_deref().map(short))),
         images::Request::List => new("image list", Reads),
         images::Request::Inspect { .. } => new("image inspect", Reads),
         images::Request::Tag { source, target } => {

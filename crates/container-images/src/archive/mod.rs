@@ -7,4 +7,5 @@ mod stream;
 
 pub use load::load;
 pub use save::save;
+pub(crate) use stream::archive_error;
 pub use stream::{CallerReader, CallerWriter};

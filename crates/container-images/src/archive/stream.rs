@@ -101,7 +101,7 @@ impl Write for CallerWriter {
 }
 
 /// The operation's own error, when that is what ended the reading or writing.
-pub(super) fn archive_error(operation: &'static str) -> impl FnOnce(io::Error) -> Error {
+pub(crate) fn archive_error(operation: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |error| crate::error::unwrap_io(error, |source| Error::Archive { operation, source })
 }
 

@@ -224,5 +224,6 @@ fn name(call: &Call) -> &'static str {
         Call::ConfigureNetwork(_) => "set up the network",
         Call::ConnectSocket(_) => "connect to a socket",
         Call::AcceptSocket(_) => "accept a connection",
+        Call::Archive(_) => "copy files",
     }
 }

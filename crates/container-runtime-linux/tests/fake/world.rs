@@ -59,6 +59,7 @@ pub fn spec(directory: &Path, template: bool) -> VmSpec {
         upper_disk: directory.join("upper.img"),
         shares: Vec::new(),
         volumes: Vec::new(),
+        maintenance: false,
         hypervisor: serde_json::json!({
             "binary": "/x", "files": [], "libraryPath": "", "version": "0",
             "stamp": { "inode": 0, "len": 0, "ctime": [0, 0] }, "features": {},

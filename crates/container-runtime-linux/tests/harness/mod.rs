@@ -183,6 +183,7 @@ pub async fn spec(resources: Resources) -> VmSpec {
         upper_disk: PathBuf::new(),
         shares: Vec::new(),
         volumes: Vec::new(),
+        maintenance: false,
         hypervisor: serde_json::to_value(hypervisor).unwrap(),
         jail_uid: support::JAIL_IDS.0,
         allow_missing: Vec::new(),

@@ -9,9 +9,6 @@ use container_api::{ApiError, ErrorCode};
 const COMMANDS: &[&[&str]] = &[
     &["build"],
     &["builder"],
-    &["copy"],
-    &["cp"],
-    &["export"],
     &["machine"],
     &["pause"],
     &["registry"],

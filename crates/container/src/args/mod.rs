@@ -10,6 +10,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub mod audit;
 pub mod container;
+pub mod copy;
 pub mod environment;
 pub mod image;
 pub mod later;
@@ -77,6 +78,17 @@ pub enum Command {
     Logs(container::Logs),
     /// Show everything about containers, as JSON
     Inspect(container::Ids),
+    /// Copy files into a container, or out of it
+    #[command(visible_alias = "cp")]
+    Copy(copy::Copy),
+    /// Write a container's files as one tar archive
+    Export(copy::Export),
+    /// Show which files a container has changed
+    Diff(copy::Diff),
+    /// Make an image of a container
+    Commit(copy::Commit),
+    /// Give a container another ID
+    Rename(copy::Rename),
     /// Delete all stopped containers
     Prune,
     /// Show what running containers use, again and again

@@ -20,6 +20,7 @@ use crate::progress::Shown;
 use crate::session::Session;
 
 mod audit;
+mod copy;
 mod dns;
 mod exec;
 mod image;
@@ -65,6 +66,11 @@ pub async fn run(cli: Cli, begun_ns: u64) -> Outcome {
         Command::Delete(args) => lifecycle::delete(&session, args).await,
         Command::Stats(args) => stats::stats(&session, args).await,
         Command::Update(args) => lifecycle::update(&session, args).await,
+        Command::Copy(args) => copy::copy(&session, args).await,
+        Command::Export(args) => copy::export(&session, args).await,
+        Command::Diff(args) => copy::diff(&session, args).await,
+        Command::Commit(args) => copy::commit(&session, args).await,
+        Command::Rename(args) => copy::rename(&session, args).await,
         Command::Prune => lifecycle::prune(&session).await,
         Command::Wait(args) => lifecycle::wait(&session, args).await,
         Command::List(args) => list::list(&session, args).await,

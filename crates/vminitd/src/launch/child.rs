@@ -67,6 +67,24 @@ pub fn run_connect(container: &Container, path: &[u8], answer: &OwnedFd) -> ! {
     end()
 }
 
+/// Begins copying files, reports that, and does it.
+pub fn run_archive<W: FnOnce() -> i32>(
+    report_end: OwnedFd,
+    begin: impl FnOnce(&OwnedFd) -> Result<W, Failure>,
+) -> ! {
+    let work = match begin(&report_end) {
+        Ok(work) => work,
+        Err(failure) => {
+            let _ = nix::unistd::write(&report_end, &report::encode(&failure));
+            end()
+        }
+    };
+    drop(report_end);
+    let code = work();
+    // SAFETY: as in `end`.
+    unsafe { libc::_exit(code) }
+}
+
 /// Leaves behind what a process has from PID 1, but for two descriptors.
 pub fn detach_from_parent(one: &OwnedFd, other: &OwnedFd) -> Result<(), Failure> {
     reset_signals()?;
@@ -177,7 +195,8 @@ fn reset_signals() -> Result<(), Failure> {
     unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.internal("reset SIGPIPE").map(drop)
 }
 
-fn take_stdio(stdio: &ChildEnds) -> Result<(), Failure> {
+/// Puts the streams where programs look for them.
+pub fn take_stdio(stdio: &ChildEnds) -> Result<(), Failure> {
     let [stdin, stdout, stderr] = &stdio.fds;
     dup2_stdin(stdin)
         .and_then(|()| dup2_stdout(stdout))

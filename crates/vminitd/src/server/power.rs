@@ -1,8 +1,8 @@
 //! Reaping, killing, and the end.
 
-use super::processes::{Exit, Phase};
+use super::processes::{Exit, Phase, Role};
 use super::{Server, State};
-use crate::cgroup;
+use crate::{cgroup, sys};
 use crate::failure::Failure;
 use nix::errno::Errno;
 use nix::sys::reboot::{RebootMode, reboot};
@@ -38,6 +38,10 @@ impl Server {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         process.phase =
             Phase::Exited(Exit { code, signal, out_of_memory, at_ns: now.as_nanos() as u64 });
+        if process.role == Role::Archive {
+            // One that has stopped the container may have been killed.
+            cgroup::thaw();
+        }
         for output in process.outputs.iter_mut().flatten() {
             output.ready = true;
         }
@@ -55,7 +59,7 @@ impl Server {
     }
 
     fn is_first(&mut self, pid: i32) -> bool {
-        self.processes.iter_mut().any(|(_, process)| process.first && process.pid == pid)
+        self.processes.iter_mut().any(|(_, process)| process.role == Role::First && process.pid == pid)
     }
 
     /// Ends the VM: [`vminitd_protocol::message::Call::Shutdown`].
@@ -79,8 +83,11 @@ impl Server {
 
     fn stop_everything(&mut self) -> Result<(), Failure> {
         cgroup::kill_all();
+        for (_, process) in self.processes.iter_mut().filter(|(_, p)| p.copies()) {
+            let _ = sys::pidfd_send_signal(&process.pidfd, nix::libc::SIGKILL);
+        }
         let deadline = Instant::now() + GUEST_KILL_LIMIT;
-        while !cgroup::is_empty() {
+        while !cgroup::is_empty() || self.processes.iter_mut().any(|(_, p)| p.copies()) {
             if Instant::now() > deadline {
                 sync();
                 return Err(cgroup::still_populated());

@@ -31,8 +31,8 @@ pub struct Process {
     pub name: String,
     pub pid: i32,
     pub pidfd: OwnedFd,
-    /// Whether it is the container's first.
-    pub first: bool,
+    /// What it is to the container.
+    pub role: Role,
     pub phase: Phase,
     pub input: Option<Channel>,
     pub outputs: [Option<Channel>; 2],
@@ -40,6 +40,17 @@ pub struct Process {
     pub terminal: Option<OwnedFd>,
     /// Kills for want of memory when it was started.
     pub oom_kills_before: u64,
+}
+
+/// What a process is to the container.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The one that the container lives and dies with.
+    First,
+    /// One more.
+    Exec,
+    /// None of its own: it copies files.
+    Archive,
 }
 
 /// How far a process is.
@@ -67,6 +78,13 @@ pub struct Channel {
     pub stream: u32,
     /// Whether the last attempt did not end in "would block".
     pub ready: bool,
+}
+
+impl Process {
+    /// It copies files still.
+    pub fn copies(&self) -> bool {
+        self.role == Role::Archive && !matches!(self.phase, Phase::Exited(_))
+    }
 }
 
 /// All of them, by slots that are never reused.

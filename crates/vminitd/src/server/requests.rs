@@ -1,6 +1,6 @@
 //! Carries requests out. One place decides what is legal in which state.
 
-use super::processes::{Channel, Phase, Process, Processes, Report, Which, look};
+use super::processes::{Channel, Phase, Process, Processes, Report, Role, Which, look};
 use super::{Server, State, watch};
 use crate::failure::{Context, Failure};
 use crate::files::read_kernel;
@@ -26,6 +26,7 @@ impl Server {
             Some(Call::StartContainer(start)) => self.start_container(id, &start).map(|()| None),
             Some(Call::Exec(process)) => self.exec(id, &process).map(|()| None),
             Some(Call::ConnectSocket(socket)) => self.connect_socket(id, &socket).map(|()| None),
+            Some(Call::Archive(archive)) => self.archive(id, &archive).map(|()| None),
             Some(call) => self.simple(call).map(Some),
         };
         match result {
@@ -92,6 +93,7 @@ impl Server {
             Call::Shutdown(_)
             | Call::StartContainer(_)
             | Call::Exec(_)
+            | Call::Archive(_)
             | Call::ConnectSocket(_) => Err(self.illegal()),
         }
     }
@@ -205,20 +207,38 @@ impl Server {
             State::Rooted(root) => State::Starting(root, container),
             other => other,
         };
-        self.adopt(id, &start.process.process, launched, true)
+        self.adopt(id, &start.process.process, launched, Role::First)
     }
 
     fn exec(&mut self, id: u64, process: &ProcessSpec) -> Result<(), Failure> {
         let State::Running(_, container) = &self.state else { return Err(self.illegal()) };
         self.admit(process)?;
         let launched = launch::exec(container, process)?;
-        self.adopt(id, &process.process, launched, false)
+        self.adopt(id, &process.process, launched, Role::Exec)
+    }
+
+    /// Starts a copy of files.
+    fn archive(&mut self, id: u64, request: &Archive) -> Result<(), Failure> {
+        let container = match &self.state {
+            State::Rooted(_) => None,
+            State::Running(_, container) => Some(container),
+            _ => return Err(self.illegal()),
+        };
+        let work = request.work.as_ref();
+        let work = work.ok_or_else(|| Failure::invalid("the work is not known here"))?;
+        validate::archive(request)?;
+        self.has_room(&request.process, request.stdio)?;
+        let launched = launch::archive::start(container, request, work)?;
+        self.adopt(id, &request.process, launched, Role::Archive)
     }
 
     /// Whether there is room for a process of this name with these streams.
     fn admit(&self, spec: &ProcessSpec) -> Result<(), Failure> {
         validate::process(spec)?;
-        let name = &spec.process;
+        self.has_room(&spec.process, spec.stdio)
+    }
+
+    fn has_room(&self, name: &str, stdio: Option<Stdio>) -> Result<(), Failure> {
         if self.processes.named(name).is_some() {
             let message = format!("a living process is named {name:?}");
             return Err(Failure::new(ErrorCode::InUse, message));
@@ -226,7 +246,7 @@ impl Server {
         if self.processes.len() >= MAX_PROCESSES {
             return Err(Failure::new(ErrorCode::Exhausted, "too many processes"));
         }
-        let stdio = spec.stdio.unwrap_or_default();
+        let stdio = stdio.unwrap_or_default();
         let streams = [stdio.stdin, stdio.stdout, stdio.stderr, stdio.terminal];
         if streams.into_iter().flatten().any(|stream| self.bulk.mux.is_open(stream)) {
             return Err(Failure::new(ErrorCode::InUse, "a stream number is in use"));
@@ -240,7 +260,7 @@ impl Server {
         request: u64,
         name: &str,
         launched: Launched,
-        first: bool,
+        role: Role,
     ) -> Result<(), Failure> {
         let slot = self.processes.next_slot();
         let epoll = &self.epoll;
@@ -264,7 +284,7 @@ impl Server {
             name: name.to_owned(),
             pid: launched.pid,
             pidfd: launched.pidfd,
-            first,
+            role,
             phase: Phase::starting(request, launched.report),
             input,
             outputs,
@@ -285,7 +305,7 @@ impl Server {
                 Report::Pending => {}
                 Report::Running => {
                     process.phase = Phase::Alive;
-                    let (pid, first) = (process.pid as u32, process.first);
+                    let (pid, first) = (process.pid as u32, process.role == Role::First);
                     if first {
                         self.state = match std::mem::replace(&mut self.state, State::Booted) {
                             State::Starting(root, container) => State::Running(root, container),
@@ -321,7 +341,7 @@ impl Server {
         for channel in channels {
             self.bulk.mux.reset(channel.stream);
         }
-        if process.first {
+        if process.role == Role::First {
             self.state = match std::mem::replace(&mut self.state, State::Booted) {
                 State::Starting(root, _) => State::Rooted(root),
                 other => other,
