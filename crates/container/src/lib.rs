@@ -16,6 +16,7 @@ mod attach;
 mod commands;
 mod credentials;
 mod failure;
+mod predicate;
 mod progress;
 mod render;
 mod session;

@@ -79,6 +79,15 @@ pub struct Logs {
     /// How far to look back (m, h, d)
     #[arg(long, value_name = "LAST", default_value = "5m", value_parser = humantime::parse_duration)]
     pub last: Duration,
+    /// Only lines of which this is true (process == "container-apiserver" AND level == error)
+    #[arg(long, value_name = "PREDICATE")]
+    pub predicate: Option<String>,
+    /// Lines of the level info and above [the default]
+    #[arg(long, conflicts_with = "debug")]
+    pub info: bool,
+    /// Lines of all levels that the services write
+    #[arg(long)]
+    pub debug: bool,
 }
 
 /// `system dns …`.
