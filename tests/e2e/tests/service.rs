@@ -23,7 +23,12 @@ fn it_starts_says_what_it_is_and_stops() {
     it.run(["system", "status"]).ok().has("running");
     it.run(["system", "version"]).ok().has(env!("CARGO_PKG_VERSION"));
     it.run(["system", "version", "--format", "json"]).ok().json();
-    it.run(["system", "logs"]).ok();
+    let logs = |predicate: &str| it.run(["system", "logs", "--predicate", predicate]);
+    let began = "process == 'container-apiserver' AND message CONTAINS 'the service answers'";
+    logs(began).ok().has("the service answers");
+    let others = logs(&format!("NOT ({began})")).ok().text();
+    assert!(!others.contains("the service answers"), "{others}");
+    logs("size > 3").fails(125, "size");
     let pid = it.apiserver_pid();
     it.run(["system", "stop"]).ok();
     wait_for("the end of the apiserver", SOON, || (!processes::exists(pid)).then_some(()));
