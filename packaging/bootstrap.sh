@@ -44,7 +44,7 @@ packages_for() {
     test)
         echo erofs-utils e2fsprogs openssl skopeo umoci docker-registry busybox-static
         echo attr libcap2-bin util-linux zstd xz-utils curl procps
-        echo iproute2 dnsmasq-base openssh-client socat tcpdump
+        echo iproute2 iputils-ping dnsmasq-base openssh-client socat tcpdump apache2-utils
         ;;
     *) die "unknown set of packages: $1" ;;
     esac

@@ -1,7 +1,8 @@
 //! What a process that carries traffic takes from itself: it handles bytes of strangers.
 //!
-//! Afterwards its thread has no capabilities and can't get any, opens no file, starts no program,
-//! and makes no sockets but those of IP. Threads that it starts inherit that.
+//! Afterwards its thread has no capabilities but one that was asked for, and can't get any, opens no
+//! file, starts no program, and makes no sockets but those of TCP and UDP. Threads that it starts
+//! inherit that.
 
 use std::collections::BTreeMap;
 
@@ -92,6 +93,11 @@ const CALLS: &[libc::c_long] = &[
 
 /// Confines the calling thread, `who` it is for messages, and those that it will start.
 pub fn enter(who: &str, allow_missing: &[String]) -> Result<()> {
+    enter_keeping(CapabilitySet::empty(), who, allow_missing)
+}
+
+/// The same, but capabilities of these that it has stay, if its system calls can be confined.
+pub fn enter_keeping(kept: CapabilitySet, who: &str, allow_missing: &[String]) -> Result<()> {
     let failed = |what: &str, error: &dyn std::fmt::Display| {
         ApiError::new(ErrorCode::Unavailable, format!("confining {who}: {what}: {error}"))
     };
@@ -99,7 +105,7 @@ pub fn enter(who: &str, allow_missing: &[String]) -> Result<()> {
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)
         .map_err(|e| failed("forbidding core dumps", &e))?;
     nix::sys::prctl::set_no_new_privs().map_err(|e| failed("forbidding new privileges", &e))?;
-    capabilities().map_err(|e| failed("dropping capabilities", &e))?;
+    capabilities(kept).map_err(|e| failed("dropping capabilities", &e))?;
     let confined = landlock().map_err(|e| failed("landlock", &e))?;
     if !confined && !may_lack(LANDLOCK) {
         return Err(ApiError::new(
@@ -112,11 +118,14 @@ pub fn enter(who: &str, allow_missing: &[String]) -> Result<()> {
     }
     match seccomp() {
         Err(error) if !may_lack(SECCOMP) => Err(failed("seccomp", &error)),
-        _ => Ok(()),
+        Err(_) => {
+            capabilities(CapabilitySet::empty()).map_err(|e| failed("dropping capabilities", &e))
+        }
+        Ok(()) => Ok(()),
     }
 }
 
-fn capabilities() -> rustix::io::Result<()> {
+fn capabilities(kept: CapabilitySet) -> rustix::io::Result<()> {
     rustix::thread::clear_ambient_capability_set()?;
     if rustix::thread::capabilities(None)?.effective.contains(CapabilitySet::SETPCAP) {
         for bit in CapabilitySet::all().iter() {
@@ -127,8 +136,9 @@ fn capabilities() -> rustix::io::Result<()> {
             }
         }
     }
+    let kept = kept & rustix::thread::capabilities(None)?.permitted;
     let none = CapabilitySet::empty();
-    let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: none };
     rustix::thread::set_capabilities(None, sets)
 }
 
@@ -177,9 +187,23 @@ fn threads() -> seccompiler::Result<Vec<SeccompRule>> {
     Ok(vec![first(SeccompCmpOp::MaskedEq(thread), thread)?])
 }
 
+/// TCP and UDP: no raw ones, whatever capability there is.
 fn sockets() -> seccompiler::Result<Vec<SeccompRule>> {
-    [libc::AF_INET, libc::AF_INET6]
-        .into_iter()
-        .map(|family| first(SeccompCmpOp::Eq, family as u64))
-        .collect()
+    /// What of the second argument is the type; the rest are flags.
+    const TYPE: u64 = 0xf;
+    let condition = |number, op, value| {
+        SeccompCondition::new(number, SeccompCmpArgLen::Dword, op, value)
+            .map_err(seccompiler::Error::Backend)
+    };
+    let mut rules = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
+            let conditions = vec![
+                condition(0, SeccompCmpOp::Eq, family as u64)?,
+                condition(1, SeccompCmpOp::MaskedEq(TYPE), kind as u64)?,
+            ];
+            rules.push(SeccompRule::new(conditions).map_err(seccompiler::Error::Backend)?);
+        }
+    }
+    Ok(rules)
 }

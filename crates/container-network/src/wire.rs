@@ -183,6 +183,10 @@ pub struct Route {
     /// Which ports of the host, where the target's is 0; empty: all.
     #[serde(default)]
     pub ports: Vec<u16>,
+    /// Whether the container answers anybody over this network, so that a client may be seen there
+    /// by its own address.
+    #[serde(default)]
+    pub keep_client: bool,
 }
 
 /// A side of a forwarder.

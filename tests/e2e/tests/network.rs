@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use e2e::world::{LAN, METADATA, SERVER, SERVER_V6};
+use e2e::world::{LAN, METADATA, Place, SERVER, SERVER_V6};
 use e2e::{Installation, World, busybox, tools, wait_for};
 
 /// A user that no file of this machine belongs to.
@@ -318,4 +318,86 @@ fn what_can_not_be_is_refused() {
     assert_eq!(quiet, "default\none");
     it.run(["network", "prune"]).ok().prints("one");
     assert!(it.processes().iter().all(|process| !process.name.starts_with("pasta")));
+}
+
+/// What the program behind a published port takes its client for.
+fn seen_as(client: &Place, address: &str) -> String {
+    wait_for(address, SOON * 3, || {
+        let line = format!("echo | socat -t 3 - {address}");
+        let said = client.command("sh").args(["-c", &line]).run().text();
+        (!said.is_empty()).then_some(said)
+    })
+}
+
+#[test]
+fn clients_are_seen_by_their_own_addresses() {
+    let world = World::new();
+    let root = e2e::processes::is_root();
+    for plain_user in [false, true] {
+        let it = match plain_user && root {
+            true => Installation::of_user(UID),
+            false => Installation::new(),
+        }
+        .in_place(&world.host);
+        it.load(&tools::image().unwrap());
+        it.run(["network", "create", "--internal", "inside"]).ok();
+        let script = "socat TCP4-LISTEN:80,fork,reuseaddr SYSTEM:'echo $SOCAT_PEERADDR' & \
+                      socat TCP6-LISTEN:80,fork,reuseaddr,ipv6only SYSTEM:'echo $SOCAT_PEERADDR' & \
+                      exec socat UDP4-RECVFROM:53,fork SYSTEM:'echo $SOCAT_PEERADDR'";
+        for (name, network, first) in [("who", "default", 8080), ("inner", "inside", 8090)] {
+            let mut words = vec!["run".to_owned(), "-d".into(), "--name".into(), name.into()];
+            for port in [
+                format!("{LAN}:{first}:80"),
+                format!("[2001:db8:99::1]:{first}:80"),
+                format!("127.0.0.1:{first}:80"),
+                format!("[::1]:{first}:80"),
+                format!("{LAN}:{first}:53/udp"),
+            ] {
+                words.extend(["-p".into(), port]);
+            }
+            words.extend(["--network", network, "tools", "sh", "-c", script].map(str::to_owned));
+            it.run(words).ok();
+        }
+        let gateway = |name: &str| {
+            let about = it.inspect(name)["networks"][0]["ipv4Gateway"].clone();
+            about.as_str().unwrap().to_owned()
+        };
+        let (near, far) = (&world.host, &world.neighbour);
+        assert_eq!(seen_as(far, &format!("TCP4:{LAN}:8080")), "10.99.0.2");
+        let v6 = seen_as(far, "TCP6:[2001:db8:99::1]:8080");
+        assert_eq!(v6, "[2001:0db8:0099:0000:0000:0000:0000:0002]");
+        assert_eq!(seen_as(far, &format!("UDP4:{LAN}:8080")), "10.99.0.2");
+        // The host itself: by its LAN's address, and by the gateway's where it is loopback.
+        assert_eq!(seen_as(near, &format!("TCP4:{LAN}:8080")), LAN);
+        assert_eq!(seen_as(near, "TCP4:127.0.0.1:8080"), gateway("who"));
+        assert!(seen_as(near, "TCP6:[::1]:8080").starts_with("[fd"));
+        // A network that leads nowhere has no way back to anybody.
+        assert_eq!(seen_as(far, &format!("TCP4:{LAN}:8090")), gateway("inner"));
+        assert_eq!(seen_as(far, &format!("UDP4:{LAN}:8090")), gateway("inner"));
+        it.run(["system", "stop"]).ok();
+    }
+}
+
+#[test]
+fn a_published_port_fails_no_request_under_load() {
+    const REQUESTS: usize = 400;
+    let world = World::new();
+    let it = installed(&world);
+    start_web(&it, "web", &["--network", "default", "-p", "8080:80"]);
+    world.host.fetch("http://127.0.0.1:8080");
+    // ApacheBench gives up at the first error; it says how many answers were good.
+    let ab = world
+        .host
+        .command("ab")
+        .args(["-q", "-s", "60", "-n", &REQUESTS.to_string(), "-c", "16"])
+        .arg("http://127.0.0.1:8080/")
+        .run()
+        .ok()
+        .text();
+    let says = |name: &str, number: usize| {
+        let line = ab.lines().find(|line| line.starts_with(name));
+        line.is_some_and(|line| line.ends_with(&format!(" {number}")))
+    };
+    assert!(says("Complete requests:", REQUESTS) && says("Failed requests:", 0), "{ab}");
+    assert!(!ab.contains("Non-2xx"), "{ab}");
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use container_api::error::{ApiError, Result};
+use container_api::error::{ApiError, ErrorCode, Result};
 use container_api::network::{Mac, NetworkConfig};
 use ipnet::IpNet;
 use netlink_packet_route::link::LinkAttribute;
@@ -238,7 +238,20 @@ fn make(
         route(config.ipv4_subnet.into(), INSIDE4.into(), HOST4.into()),
         route(config.ipv6_subnet.into(), INSIDE6.into(), HOST6.into()),
     ])
-    .map_err(io("cannot add the routes over"))
+    .map_err(|error| match error.raw_os_error() {
+        Some(nix::libc::EEXIST) => taken(config),
+        _ => io("cannot add the routes over")(error),
+    })
+}
+
+/// Somebody else, such as another installation, was quicker.
+fn taken(config: &NetworkConfig) -> ApiError {
+    let message = format!(
+        "the host has a route of its own to {} or {} by now: remove that, or delete the network \
+         and create it with another --subnet",
+        config.ipv4_subnet, config.ipv6_subnet
+    );
+    ApiError::new(ErrorCode::AlreadyExists, message)
 }
 
 fn index_of(netlink: &mut Netlink, name: &str) -> Result<u32> {

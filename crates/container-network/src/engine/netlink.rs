@@ -21,6 +21,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -398,6 +399,29 @@ pub(super) fn route(route: &Route) -> Change {
         message.attributes.push(RouteAttribute::PrefSource(source.into()));
     }
     (RouteNetlinkMessage::NewRoute(message), MAKE)
+}
+
+/// Has packets with this mark be the namespace's own, whatever address they go to: a rule and a
+/// table of its own for each family. Both are an error where they are there.
+pub(super) fn keep_marked(mark: u32, table: u8, loopback: u32) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut rule = RuleMessage::default();
+        rule.header.family = family;
+        rule.header.table = table;
+        rule.header.action = RuleAction::ToTable;
+        rule.attributes = vec![RuleAttribute::FwMark(mark), RuleAttribute::FwMask(u32::MAX)];
+        changes.push((RouteNetlinkMessage::NewRule(rule), MAKE));
+        let mut route = RouteMessage::default();
+        route.header.address_family = family;
+        route.header.table = table;
+        route.header.protocol = RouteProtocol::Static;
+        route.header.kind = RouteType::Local;
+        route.header.scope = RouteScope::Host;
+        route.attributes.push(RouteAttribute::Oif(loopback));
+        changes.push((RouteNetlinkMessage::NewRoute(route), MAKE));
+    }
+    changes
 }
 
 /// The address in an attribute of a route.

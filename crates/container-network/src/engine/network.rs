@@ -23,6 +23,9 @@ use crate::wire;
 /// What a tap's alias begins with; the container's id follows.
 const ALIAS: &str = "container ";
 
+/// The routing table of [`keep_answers`].
+const ANSWERS: u8 = 100;
+
 /// A container that is attached.
 #[derive(Debug)]
 struct Resident {
@@ -63,6 +66,8 @@ impl Network {
             None => make_bridge(&mut netlink, &config)
                 .map_err(failed(format!("cannot make the bridge of network {name}")))?,
         };
+        keep_answers(&mut netlink)
+            .map_err(failed(format!("cannot route answers of network {name}")))?;
         let mac = bridge.mac.ok_or_else(|| ApiError::internal("the bridge has no address"))?;
         let mut network = Network {
             config,
@@ -94,6 +99,7 @@ impl Network {
             gateway6: self.config.ipv6_gateway,
             subnet4: self.config.ipv4_subnet,
             subnet6: self.config.ipv6_subnet,
+            connections: connections(),
         }
     }
 
@@ -448,6 +454,14 @@ impl Network {
     }
 }
 
+/// How many connections of a container the kernel is to remember: a quarter of its table, or what
+/// is plenty.
+fn connections() -> u32 {
+    let table = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max");
+    let table: Option<u32> = table.ok().and_then(|text| text.trim().parse().ok());
+    table.map_or(rules::CONNECTIONS, |most| rules::CONNECTIONS.min((most / 4).max(1)))
+}
+
 /// What all of these allow.
 fn outside(egress: &[Egress]) -> Outside {
     egress.iter().fold(Outside::Everything, |so_far, rule| match (so_far, rule) {
@@ -531,6 +545,19 @@ pub(super) fn settings() -> Result<()> {
         ("ipv4/conf/all/rp_filter", "0"),
         ("ipv4/conf/default/rp_filter", "0"),
     ])?;
+    // What has ended, or was never answered, is forgotten before it counts against its container.
+    for (what, seconds) in [
+        ("tcp_timeout_time_wait", "10"),
+        ("tcp_timeout_close", "10"),
+        ("tcp_timeout_fin_wait", "30"),
+        ("tcp_timeout_last_ack", "30"),
+        ("tcp_timeout_syn_sent", "60"),
+        ("udp_timeout", "10"),
+        ("icmp_timeout", "10"),
+        ("icmpv6_timeout", "10"),
+    ] {
+        sysctl_where_present(&format!("netfilter/nf_conntrack_{what}"), seconds)?;
+    }
     // Frames between containers are the bridge table's business alone.
     for family in ["ip", "ip6", "arp"] {
         sysctl_where_present(&format!("bridge/bridge-nf-call-{family}tables"), "0")?;
@@ -554,6 +581,19 @@ fn make_bridge(netlink: &mut Netlink, config: &NetworkConfig) -> io::Result<netl
         netlink::up(bridge.index),
     ])?;
     Ok(bridge)
+}
+
+/// Answers to clients of published ports that are seen by their own addresses belong to the
+/// forwarders' sockets.
+fn keep_answers(netlink: &mut Netlink) -> io::Result<()> {
+    let lo = netlink.link("lo")?.map_or(1, |link| link.index);
+    for change in netlink::keep_marked(rules::ANSWER, ANSWERS, lo) {
+        match netlink.apply(vec![change]) {
+            Err(error) if error.raw_os_error() != Some(nix::libc::EEXIST) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

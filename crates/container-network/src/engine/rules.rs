@@ -16,13 +16,16 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 /// Name of both tables.
 pub(super) const TABLE: &str = "container";
 /// An empty chain of this name says which edition of these rules a namespace has.
-pub(super) const EDITION: &str = "edition_1";
+pub(super) const EDITION: &str = "edition_2";
 /// The bridge.
 pub(super) const BRIDGE: &str = "br0";
 /// The link that `pasta` makes.
 pub(super) const UPLINK: &str = "uplink";
 /// The namespace's end of the link to the host.
 pub(super) const HOST_LINK: &str = "host0";
+/// The mark of connections that a forwarder makes with a client's own address, and of what a
+/// container answers to them. No link has such an index.
+pub(super) const ANSWER: u32 = 0x4000_0000;
 /// The host's address on that link (a dummy of RFC 7335's block, the same on all our links).
 pub(super) const HOST4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 5);
 /// The host's address on that link.
@@ -32,8 +35,12 @@ pub(super) const HOST6: Ipv6Addr = Ipv6Addr::new(0xfd63, 0x6f6e, 0x7461, 0x696e,
 pub(super) const BRIDGE_REASONS: [&str; 6] =
     ["spoofed", "protocol", "control", "broadcast", "flood", "neighbour"];
 /// Why a packet that would leave the bridge is dropped.
-pub(super) const ROUTE_REASONS: [&str; 7] =
-    ["host", "metadata", "network", "special", "egress", "internal", "neighbour"];
+pub(super) const ROUTE_REASONS: [&str; 8] =
+    ["host", "metadata", "network", "special", "egress", "internal", "neighbour", "connections"];
+
+/// Connections that the kernel remembers of one container, over TCP and all else: its table is the
+/// namespace's. What has ended is soon forgotten there (`network::settings`).
+pub(super) const CONNECTIONS: u32 = 16_384;
 
 /// Destinations that lead nowhere good: this host, loopback, multicast, reserved; what maps onto
 /// IPv4 within IPv6.
@@ -71,6 +78,9 @@ pub(super) struct Base {
     pub(super) gateway6: Ipv6Addr,
     pub(super) subnet4: Ipv4Net,
     pub(super) subnet6: Ipv6Net,
+    /// The most connections of a container: [`CONNECTIONS`], or less where the kernel's table is
+    /// small.
+    pub(super) connections: u32,
 }
 
 /// Removes both tables, if they are there.
@@ -232,7 +242,7 @@ fn inet_table(text: &mut String, base: &Base) {
              chain d_{reason} {{ meta mark @n_{reason} {verdict}; drop; }}"
         );
     }
-    let Base { gateway4, gateway6, subnet4, subnet6, .. } = base;
+    let Base { gateway4, gateway6, subnet4, subnet6, connections, .. } = base;
     let out = match base.mode {
         Mode::HostOnly => "goto d_internal".to_owned(),
         Mode::Nat => "ct state invalid drop\n    ct state established,related accept\n    \
@@ -251,13 +261,17 @@ fn inet_table(text: &mut String, base: &Base) {
   map host_tcp {{ type mark . inet_service : inet_service; }}
   map host_udp {{ type mark . inet_service : inet_service; }}
   map host_all_tcp {{ type mark : inet_service; }}
+  set connections {{ type mark; size 65535; flags dynamic; }}
 {reasons}
   chain judge {{
     type filter hook prerouting priority -150; policy accept;
     iifname != "{BRIDGE}" accept
     icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+    ct state new add @connections {{ meta mark ct count over {connections} }} goto d_connections
     ip daddr {gateway4} accept
     ip6 daddr {gateway6} accept
+    # Answers to a client that a forwarder stands for are the forwarder's.
+    ct mark {ANSWER:#x} ct direction reply ct state established,related meta mark set {ANSWER:#x} accept
     ip daddr {HOST4} ct direction reply ct state established,related accept
     ip6 daddr {HOST6} ct direction reply ct state established,related accept
     ip daddr @host4 goto d_host
@@ -312,6 +326,20 @@ fn inet_table(text: &mut String, base: &Base) {
   chain out {{
     type filter hook output priority 0; policy accept;
     oifname "{UPLINK}" ct state new drop
+    oifname != "{BRIDGE}" accept
+    ip saddr {gateway4} accept
+    ip6 saddr {gateway6} accept
+    meta l4proto != {{ tcp, udp }} accept
+    # A forwarder stands for a client: for anybody but a neighbour, or what is nobody.
+    ip saddr {{ {SPECIAL4} }} drop
+    ip6 saddr {{ {SPECIAL6} }} drop
+    ip saddr {{ {METADATA4} }} drop
+    ip6 saddr {METADATA6} drop
+    ip saddr {subnet4} drop
+    ip6 saddr {subnet6} drop
+    ip saddr @others4 drop
+    ip6 saddr @others6 drop
+    ct state new ct mark set {ANSWER:#x}
   }}
   chain behind_the_host {{
     type nat hook postrouting priority 100; policy accept;

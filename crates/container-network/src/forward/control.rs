@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use container_api::varlink::{Reply, Responder, Service, serve};
 use container_api::{ApiError, ErrorCode, Result, socket};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{CapabilitySet, LinkNameSpaceType, move_into_link_name_space};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Mutex, Notify};
@@ -54,7 +54,8 @@ pub fn run(start: Start) -> Result<()> {
                 format!("the forwarder of {name} can't enter its network namespace: {e}"),
             )
         })?;
-        confine::enter(WHO, &allowed)
+        // For sockets with a client's address; these threads alone, which are in that namespace.
+        confine::enter_keeping(CapabilitySet::NET_RAW, WHO, &allowed)
     };
     let outwards = direction("outwards");
     let published = worker::start(inwards, Arc::default(), enter)?;

@@ -39,6 +39,8 @@ pub enum Order {
         target: SocketAddr,
         /// Where to if it is refused there.
         fallback: Option<SocketAddr>,
+        /// Whether the client's own address is to be seen there.
+        keep: bool,
     },
 }
 

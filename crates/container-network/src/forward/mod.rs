@@ -14,9 +14,12 @@
 //! worker: two descriptors a connection. Descriptors go from table to table through [`door`]s.
 //! When all are full, or [`limits::MAX_CONNECTIONS`] are open, a new connection is reset.
 //!
-//! The address of the client is not kept: the container sees its gateway. To keep it takes a
-//! capability (`CAP_NET_ADMIN`, for `IP_TRANSPARENT`) and rules that lead the answers back, and it
-//! can't be done for clients on the host's loopback address at all.
+//! The container sees a client by its own address, where that means something there
+//! ([`socket::own_address`]) and the container's answers to it come this way
+//! ([`crate::wire::Route::keep_client`]); else it sees its gateway. Sockets with a stranger's
+//! address (`IP_TRANSPARENT`) are the one thing that the workers' threads keep a capability for:
+//! `CAP_NET_RAW`, within the container's namespace, and no raw sockets (`confine`). The engine's
+//! rules lead the answers back here, and let nobody pose as a neighbour.
 
 mod control;
 mod door;

@@ -98,8 +98,9 @@ impl Listener {
     }
 
     /// Where a client's datagrams lead: a socket for it.
-    pub fn open(&self) -> rustix::io::Result<OwnedFd> {
-        socket::connect(SocketType::DGRAM, self.route.target)
+    pub fn open(&self, (client, _): From) -> rustix::io::Result<OwnedFd> {
+        let client = self.route.keep_client.then(|| socket::own_address(client.ip())).flatten();
+        socket::connect_as(client, SocketType::DGRAM, self.route.target)
     }
 
     /// Sends an answer to a client.

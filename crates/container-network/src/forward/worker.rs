@@ -186,8 +186,8 @@ impl Worker {
                 let outcome = self.routes(routes, fds, add).map_err(|error| error.to_string());
                 self.door.answer(outcome)?;
             }
-            Order::Connection { target, fallback } => match fds.pop() {
-                Some(client) => self.forward(client, target, fallback),
+            Order::Connection { target, fallback, keep } => match fds.pop() {
+                Some(client) => self.forward(client, target, fallback, keep),
                 // The kernel had no room for it in our table.
                 None => self.closed(),
             },
@@ -295,9 +295,10 @@ impl Worker {
             let Some(Thing::Listener(listener)) = self.things.get_mut(key) else { return };
             match socket::accept(&listener.socket) {
                 Ok(client) => {
+                    let keep = listener.route.keep_client;
                     let ends = destination(&listener.route, &client);
                     match ends {
-                        Some((target, fallback)) => self.place(client, target, fallback),
+                        Some((target, fallback)) => self.place(client, target, fallback, keep),
                         None => self.refuse(client),
                     }
                 }
@@ -330,7 +331,13 @@ impl Worker {
     }
 
     /// Gives a new connection to whoever has room.
-    fn place(&mut self, client: OwnedFd, target: SocketAddr, fallback: Option<SocketAddr>) {
+    fn place(
+        &mut self,
+        client: OwnedFd,
+        target: SocketAddr,
+        fallback: Option<SocketAddr>,
+        keep: bool,
+    ) {
         if self.direction.open.load(Ordering::Relaxed) >= limits::MAX_CONNECTIONS {
             return self.refuse(client);
         }
@@ -344,7 +351,7 @@ impl Worker {
         let room = self.direction.room.saturating_sub(kept);
         if self.used.load(Ordering::Relaxed) + 2 <= room {
             count(&self.direction, &self.used);
-            return self.forward(client, target, fallback);
+            return self.forward(client, target, fallback, keep);
         }
         let sibling = match self.sibling() {
             Ok(sibling) => sibling.and_then(|index| self.siblings.get(index)),
@@ -355,7 +362,7 @@ impl Worker {
         };
         let Some(sibling) = sibling else { return self.refuse(client) };
         count(&self.direction, &sibling.used);
-        let order = Order::Connection { target, fallback };
+        let order = Order::Connection { target, fallback, keep };
         if sibling.door.send(&order, &[client.as_fd()]).is_err() {
             uncount(&self.direction, &sibling.used);
             self.refuse(client);
@@ -375,8 +382,16 @@ impl Worker {
     }
 
     /// Starts to forward a connection that is counted already.
-    fn forward(&mut self, client: OwnedFd, target: SocketAddr, fallback: Option<SocketAddr>) {
-        let (socket, fallback) = match (socket::connect(SocketType::STREAM, target), fallback) {
+    fn forward(
+        &mut self,
+        client: OwnedFd,
+        target: SocketAddr,
+        fallback: Option<SocketAddr>,
+        keep: bool,
+    ) {
+        let address = keep.then(|| socket::client(&client)).flatten();
+        let first = socket::connect_as(address, SocketType::STREAM, target);
+        let (socket, fallback) = match (first, fallback) {
             (Err(_), Some(other)) => (socket::connect(SocketType::STREAM, other), None),
             (first, fallback) => (first, fallback),
         };

@@ -1,7 +1,7 @@
 //! A container's networks: given all together or not at all, and taken back.
 //!
 //! ```text
-//! checked ─► ports bound ─► addresses reserved (recorded) ─► networks up ─► taps, rules
+//! checked ─► ports bound ─► the default network in its place ─► addresses reserved (recorded) ─► networks up ─► taps, rules
 //!        ─► names, forwarder ─► attached
 //! ```
 //! From the reservation on, a failure takes back what has been done, and a service that comes after
@@ -37,9 +37,7 @@ impl<K: Kernel> Core<K> {
             // Whoever takes that VM finds its network up.
             let core = self.clone();
             tokio::spawn(async move {
-                let net = locked(&core.state).network(DEFAULT_NETWORK);
-                let up = async { core.bring_up(&net?, None).await };
-                if let Err(error) = up.await {
+                if let Err(error) = core.raise_default().await {
                     tracing::warn!(%error, "the default network was not brought up ahead");
                 }
             });
@@ -62,6 +60,11 @@ impl<K: Kernel> Core<K> {
         }
         let bound =
             ports::bind_all(&request.options.published_ports, &self.settings.publish_address)?;
+        if request.options.networks.iter().any(|choice| choice.network == DEFAULT_NETWORK)
+            && !self.is_up(DEFAULT_NETWORK)
+        {
+            self.raise_default().await?;
+        }
         let record = self.reserve(&request, &bound)?;
         match self.carry_out(&record, request.parked, bound).await {
             Ok(taps) => Ok((self.attached(&record), taps)),
@@ -78,6 +81,11 @@ impl<K: Kernel> Core<K> {
     pub fn check(&self, options: &container_api::network::ContainerNetwork) -> Result<()> {
         let state = locked(&self.state);
         check::container(options, |name| state.networks.get(name).map(|net| &net.config))
+    }
+
+    fn is_up(&self, network: &str) -> bool {
+        let state = locked(&self.state);
+        state.networks.get(network).is_some_and(|net| locked(&net.activity).up)
     }
 
     /// Chooses addresses and writes down whose they are.

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use container_api::network::{DEFAULT_NETWORK, Protocol};
-use container_api::{ApiError, Result};
+use container_api::{ApiError, ErrorCode, Result};
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard, Notify};
 use tokio::time::sleep;
 
@@ -54,6 +54,8 @@ pub struct Core<K> {
     pub(super) forwarders: Mutex<HashMap<String, Arc<Carrier>>>,
     /// Who answers the host's own questions.
     pub(super) for_host: AsyncMutex<Option<Arc<Carrier>>>,
+    /// Held while the default network finds its place and comes up.
+    pub(super) rising: AsyncMutex<()>,
     /// Whether VMs wait that will want the default network.
     pub(super) parked: AtomicBool,
     /// The service is to end.
@@ -91,6 +93,7 @@ impl<K: Kernel> Core<K> {
             containers: Mutex::default(),
             forwarders: Mutex::default(),
             for_host: AsyncMutex::default(),
+            rising: AsyncMutex::default(),
             parked: AtomicBool::new(false),
             shutdown: Notify::new(),
         }))
@@ -133,6 +136,10 @@ impl<K: Kernel> Core<K> {
             return Ok(());
         }
         let name = &net.config.id;
+        if !locked(&self.state).networks.get(name).is_some_and(|now| Arc::ptr_eq(now, net)) {
+            let message = format!("network '{name}' was changed meanwhile");
+            return Err(ApiError::new(ErrorCode::InvalidState, message));
+        }
         let adopted = existing.is_some();
         self.kernel.create(&self.plan(net), existing).await.map_err(|e| named(e, name))?;
         let survivor = match adopted {

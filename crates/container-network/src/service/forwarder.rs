@@ -114,7 +114,9 @@ fn published(attachment: &Attachment, bound: Bound) -> (Route, OwnedFd) {
         (Protocol::Tcp, SocketAddr::V6(_)) => (v6, Some(v4)),
     };
     let (listens, protocol) = (Side::Host, port.protocol);
-    (Route { protocol, listens, target, fallback, ports: Vec::new() }, socket)
+    // Without a default route the container's answers would not find back.
+    let keep_client = attachment.default_route;
+    (Route { protocol, listens, target, fallback, ports: Vec::new(), keep_client }, socket)
 }
 
 /// The attachments on which the host may be reached, and what of it.
@@ -148,6 +150,7 @@ async fn host_routes<K: Kernel>(
             target: host(0),
             fallback: Some(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 0)),
             ports: ports.clone(),
+            keep_client: false,
         };
         routes.push((route, socket));
     }
@@ -157,8 +160,14 @@ async fn host_routes<K: Kernel>(
         let (listens, sockets) = listen_both(core, attachment, Protocol::Udp).await?;
         udp.insert(port, listens);
         let (protocol, target) = (Protocol::Udp, host(port));
-        let route =
-            Route { protocol, listens: Side::Container, target, fallback: None, ports: Vec::new() };
+        let route = Route {
+            protocol,
+            listens: Side::Container,
+            target,
+            fallback: None,
+            ports: Vec::new(),
+            keep_client: false,
+        };
         routes.extend(sockets.map(|socket| (route.clone(), socket)));
     }
     Ok(Redirect { tcp, udp })

@@ -47,6 +47,7 @@ pub trait Kernel: Send + Sync + 'static {
     fn dropped(&self, network: &str) -> impl Future<Output = Result<Vec<Dropped>>> + Send;
     fn traffic(&self, container: &str) -> impl Future<Output = Result<Traffic>> + Send;
     fn host_addresses(&self) -> watch::Receiver<Vec<IpAddr>>;
+    fn tidy(&self) -> impl Future<Output = Result<()>> + Send;
     fn shutdown(&self) -> impl Future<Output = Result<()>> + Send;
 }
 
@@ -112,6 +113,10 @@ impl Kernel for Engine {
 
     fn host_addresses(&self) -> watch::Receiver<Vec<IpAddr>> {
         Engine::host_addresses(self)
+    }
+
+    async fn tidy(&self) -> Result<()> {
+        Engine::tidy(self).await
     }
 
     async fn shutdown(&self) -> Result<()> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use container_api::network::{CreateNetwork, DEFAULT_NETWORK, Dropped, Network, NetworkConfig};
 use container_api::types::Timestamp;
 use container_api::{ApiError, ErrorCode, Result};
+use ipnet::IpNet;
 
 use super::core::{Core, named};
 use super::kernel::Kernel;
@@ -17,6 +18,8 @@ use crate::wire::{Refused, ResolverRequest};
 const MTU: u32 = 1500;
 /// Why a question for a name is counted as dropped.
 const REFUSED_NAME: &str = "name";
+/// How often the default network looks for a place in a row.
+const MOVES: usize = 8;
 /// Most networks.
 const MAX_NETWORKS: usize = 1024;
 /// Most labels of one network, and the bytes of one.
@@ -43,6 +46,75 @@ impl<K: Kernel> Core<K> {
         }
         config.mode = self.settings.mode;
         self.add(&mut state, config).map(drop)
+    }
+
+    /// Brings the default network up, unless it is, in subnets that are nobody else's: nobody has
+    /// chosen them, so it moves when the host has one of them by now. Another installation may be
+    /// quicker between the look and the route; then it moves again.
+    pub(super) async fn raise_default(self: &Arc<Self>) -> Result<()> {
+        let _one = self.rising.lock().await;
+        let mut avoid: Vec<IpNet> = Vec::new();
+        for left in (0..MOVES).rev() {
+            let net = self.settle_default(&avoid).await?;
+            match self.bring_up(&net, None).await {
+                Err(error) if error.code == ErrorCode::AlreadyExists && left > 0 => {
+                    tracing::warn!(%error, "the default network moves");
+                    avoid.extend(subnets(&net.config));
+                }
+                other => return other,
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the default network where it has to, while it is down and nobody is on it.
+    async fn settle_default(&self, avoid: &[IpNet]) -> Result<Arc<Net>> {
+        let net = locked(&self.state).network(DEFAULT_NETWORK)?;
+        let up = net.up.lock().await;
+        if up.is_some() || self.place(&net, avoid)?.is_none() {
+            drop(up);
+            return Ok(net);
+        }
+        // It may be a link of ours that has outlived a service.
+        self.kernel.tidy().await?;
+        let Some(config) = self.place(&net, avoid)? else {
+            drop(up);
+            return Ok(net);
+        };
+        let mut state = locked(&self.state);
+        if state.on(DEFAULT_NETWORK).next().is_some() {
+            drop(up);
+            return Ok(net.clone());
+        }
+        tracing::info!(target: "audit", network = config.id, ipv4 = %config.ipv4_subnet,
+            ipv6 = %config.ipv6_subnet, "the default network has moved: its subnet was taken");
+        self.add(&mut state, config)
+    }
+
+    /// The default network with other subnets for those that are taken; `None`: none is.
+    fn place(&self, net: &Net, avoid: &[IpNet]) -> Result<Option<NetworkConfig>> {
+        let mut host = self.routes_of_host()?;
+        host.extend(avoid);
+        let mut taken = locked(&self.state).taken(host);
+        // It is down: a route to its subnet is somebody else's.
+        taken.networks.retain(|(name, _)| name != DEFAULT_NETWORK);
+        let mut config = net.config.clone();
+        if subnet::check_v4(config.ipv4_subnet, &taken).is_err() {
+            config.ipv4_subnet = subnet::choose_v4(&self.settings.pool, &taken)?;
+        }
+        if subnet::check_v6(config.ipv6_subnet, &taken).is_err() {
+            config.ipv6_subnet = subnet::choose_v6(&self.settings.pool, &taken, attach::random)?;
+        }
+        if subnets(&config) == subnets(&net.config) {
+            return Ok(None);
+        }
+        (config.ipv4_gateway, config.ipv6_gateway) =
+            allocate::gateways(config.ipv4_subnet, config.ipv6_subnet);
+        Ok(Some(config))
+    }
+
+    fn routes_of_host(&self) -> Result<Vec<IpNet>> {
+        routes::of_host().map_err(|e| ApiError::from(e).context("reading the host's routes"))
     }
 
     /// See [`container_api::network::Request::Create`].
@@ -83,9 +155,7 @@ impl<K: Kernel> Core<K> {
             let message = format!("at most {most} labels of {longest} bytes, each with a name");
             return Err(ApiError::invalid(message));
         }
-        let host = routes::of_host()
-            .map_err(|e| ApiError::from(e).context("reading the host's routes"))?;
-        let taken = state.taken(host);
+        let taken = state.taken(self.routes_of_host()?);
         let ipv4_subnet = match request.subnet {
             Some(net) => subnet::check_v4(net, &taken)?,
             None => subnet::choose_v4(&self.settings.pool, &taken)?,
@@ -251,6 +321,10 @@ impl<K: Kernel> Core<K> {
 
 /// Counters by network, container and reason.
 pub type Seen = BTreeMap<(String, Option<String>, String), u64>;
+
+fn subnets(config: &NetworkConfig) -> [IpNet; 2] {
+    [config.ipv4_subnet.into(), config.ipv6_subnet.into()]
+}
 
 fn refuse_used(state: &State, name: &str, in_use: &[String]) -> Result<()> {
     let user = state.on(name).next().map(|(record, _)| record.container.clone());

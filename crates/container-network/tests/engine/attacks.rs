@@ -405,11 +405,7 @@ pub fn neighbours(away: &Away) {
     let (a, b, v) = (setup.raw(&net, "a", 2), setup.raw(&net, "b", 3), setup.raw(&net, "v", 4));
     let namespace = setup.engine.handles("default").expect("handles").network;
     let inside = within(&namespace, packet_socket);
-    let bridge = within(&namespace, || {
-        crate::world::sh("cat /proc/net/if_inet6 >/dev/null; ip -br link show br0")
-    });
-    let bridge = bridge.split_whitespace().nth(2).expect("an address");
-    let bridge = bridge.parse::<container_api::network::Mac>().expect("an address").0;
+    let bridge = setup.bridge_mac("default");
     for (name, frame, sign) in allowed(&a, &b) {
         a.send(&frame);
         assert!(b.sees(&sign), "not seen: {name}");
@@ -468,5 +464,37 @@ pub fn storms(away: &Away) {
     // The neighbour's own questions are answered as ever.
     c.send(&ethernet(ALL, c.mac, 0x0806, &arp(1, c.mac, c.ipv4, [0; 6], b.ipv4)));
     assert!(b.sees(&arp(1, c.mac, c.ipv4, [0; 6], b.ipv4)));
+    setup.end();
+}
+
+/// One container that opens connections without end leaves room for those of others, and keeps what
+/// it has.
+pub fn connections(away: &Away) {
+    const MOST: u16 = 16_384;
+    let setup = Setup::new(away);
+    let net = config("default", 64, Mode::Nat);
+    setup.network(&net);
+    let (a, b) = (setup.raw(&net, "a", 2), setup.raw(&net, "b", 3));
+    let router = setup.bridge_mac("default");
+    let question = |from: &Raw, port: u16| {
+        let body = udp(port, 53, ALLOWED);
+        ethernet(router, from.mac, 0x0800, &ipv4(from.ipv4, net.ipv4_gateway, 17, 0, &body))
+    };
+    let ping = icmp(8, 0, &[&[0, 7, 0, 1][..], ALLOWED].concat());
+    let ping = ethernet(router, a.mac, 0x0800, &ipv4(a.ipv4, net.ipv4_gateway, 1, 0, &ping));
+    a.send(&ping);
+    assert!(a.sees(ALLOWED), "the gateway answers");
+    for port in 1_000..1_000 + MOST + 2_000 {
+        a.send(&question(&a, port));
+    }
+    let dropped = setup.dropped(&net, "a", "connections");
+    assert!((1..=2_001).contains(&dropped), "{dropped} were dropped");
+    // What it has goes on.
+    a.send(&ping);
+    assert_eq!(setup.dropped(&net, "a", "connections"), dropped);
+    for port in 1_000..1_100 {
+        b.send(&question(&b, port));
+    }
+    assert_eq!(setup.dropped(&net, "b", "connections"), 0);
     setup.end();
 }

@@ -117,6 +117,14 @@ impl Setup {
         Stack::new(self.raw(config, container, number), config)
     }
 
+    /// The address of a network's bridge.
+    pub fn bridge_mac(&self, network: &str) -> [u8; 6] {
+        let namespace = self.engine.handles(network).expect("handles").network;
+        let text = within(&namespace, || sh("ip -br link show br0"));
+        let word = text.split_whitespace().nth(2).expect("an address");
+        word.parse::<Mac>().expect("an address").0
+    }
+
     /// Packets dropped of a container for a reason.
     pub fn dropped(&self, config: &NetworkConfig, container: &str, reason: &str) -> u64 {
         let all = self.runtime.block_on(self.engine.dropped(&config.id)).expect("counters");

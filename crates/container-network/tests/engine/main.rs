@@ -30,6 +30,7 @@ const CASES: &[(&str, world::Case)] = &[
     ("attach_is_all_or_nothing", cases::undo),
     ("neighbours_see_no_forbidden_frame", attacks::neighbours),
     ("storms_stop_nobody", attacks::storms),
+    ("connections_are_counted", attacks::connections),
     ("survivors_are_taken_over", cases::takeover),
     ("lost_networks_come_up_anew", cases::lost),
     ("nothing_is_left", cases::nothing_is_left),

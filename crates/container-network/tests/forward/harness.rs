@@ -202,7 +202,7 @@ impl Drop for Forwarder {
 }
 
 pub fn route(listens: Side, protocol: Protocol, target: SocketAddr) -> Route {
-    Route { protocol, listens, target, fallback: None, ports: Vec::new() }
+    Route { protocol, listens, target, fallback: None, ports: Vec::new(), keep_client: false }
 }
 
 /// A port and what it leads to: (client, server).

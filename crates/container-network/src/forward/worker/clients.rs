@@ -36,7 +36,7 @@ impl Worker {
         let Some(Thing::Datagrams(listener)) = self.things.get_mut(listener_key) else {
             return None;
         };
-        let socket = listener.open().ok()?;
+        let socket = listener.open(from).ok()?;
         let client = udp::Client { socket, listener: listener_key, from, last: now };
         let key = self.things.insert(Thing::Client(Box::new(client)));
         if let Some(Thing::Datagrams(listener)) = self.things.get_mut(listener_key) {

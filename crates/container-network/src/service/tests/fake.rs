@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex};
 
 use container_api::network::{Dropped, Mode, Protocol, Traffic};
 use container_api::varlink::{Reply, Responder, Service};
-use container_api::{ApiError, Result};
+use container_api::{ApiError, ErrorCode, Result};
+use ipnet::IpNet;
 use tokio::sync::{Notify, watch};
 
 use crate::engine::{Handles, NetworkPlan, Port};
@@ -37,6 +38,8 @@ pub struct Inner {
     /// Listening sockets of forwarders: they hold the ports.
     held: Mutex<BTreeMap<String, Vec<OwnedFd>>>,
     parked: Mutex<u32>,
+    /// Subnets that the host has got routes to, which nobody sees before a network comes up.
+    pub taken: Mutex<Vec<IpNet>>,
     /// The operation that fails, once.
     fails: Mutex<Option<&'static str>>,
     /// Pins that resolvers announce.
@@ -83,6 +86,10 @@ fn any_descriptor() -> Result<OwnedFd> {
 impl Kernel for World {
     async fn create(&self, plan: &NetworkPlan, existing: Option<OwnedFd>) -> Result<()> {
         self.may_fail("create")?;
+        let own = [plan.config.ipv4_subnet.into(), plan.config.ipv6_subnet.into()];
+        if locked(&self.taken).iter().any(|net| own.contains(net)) {
+            return Err(ApiError::new(ErrorCode::AlreadyExists, "the host has a route"));
+        }
         assert!(plan.others.contains(&plan.config.ipv4_subnet.into()));
         let there = locked(&self.networks).contains_key(&plan.config.id);
         assert!(existing.is_none() || there, "a survivor's namespace was there");
@@ -176,6 +183,10 @@ impl Kernel for World {
 
     fn host_addresses(&self) -> watch::Receiver<Vec<IpAddr>> {
         watch::channel(vec![IpAddr::from([192, 0, 2, 1])]).1
+    }
+
+    async fn tidy(&self) -> Result<()> {
+        Ok(())
     }
 
     async fn shutdown(&self) -> Result<()> {

@@ -293,3 +293,40 @@ async fn domains_of_the_host() {
     core.dns(DnsRequest::Delete { domain: "lab".into() }).await.unwrap();
     assert!(!locked(&world.resolvers).contains_key("~host"));
 }
+
+#[tokio::test]
+async fn the_default_network_moves_out_of_the_way_and_others_say_so() {
+    let (world, directory) = (World::default(), tempfile::tempdir().unwrap());
+    let core = service(&world, directory.path()).await;
+    let subnet = || locked(&core.state).network("default").unwrap().config.ipv4_subnet;
+    let first = subnet();
+    let other = core.create(&create("other")).unwrap().configuration;
+    let v6 = locked(&core.state).network("default").unwrap().config.ipv6_subnet;
+    *locked(&world.taken) = vec![first.into(), other.ipv4_subnet.into()];
+    let (attached, _) = core.attach(attach("web", on(&["default"]))).await.unwrap();
+    let moved = subnet();
+    assert!(moved != first && moved != other.ipv4_subnet, "{moved}");
+    assert!(moved.contains(&attached.attachments[0].ipv4_address.addr()));
+    assert_eq!(attached.attachments[0].ipv4_gateway, crate::service::subnet::gateway_v4(moved));
+    let kept = core.records.networks().unwrap();
+    assert!(kept.iter().any(|config| config.id == "default" && config.ipv4_subnet == moved));
+    // While somebody is on it, it stays.
+    locked(&world.taken).push(moved.into());
+    core.attach(attach("second", on(&["default"]))).await.unwrap();
+    assert_eq!(subnet(), moved);
+    // Somebody may have chosen the subnet of another.
+    let error = core.attach(attach("third", on(&["other"]))).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::AlreadyExists);
+    assert_eq!(state(&core), (2, 2), "nothing is half made");
+    // The IPv6 subnet moves with the IPv4 one when nobody knows which of them is taken.
+    assert_ne!(locked(&core.state).network("default").unwrap().config.ipv6_subnet, v6);
+    for container in ["web", "second"] {
+        core.detach(container).await.unwrap();
+    }
+    core.remove_all().await.unwrap();
+    locked(&world.taken).clear();
+    let parked = core.park().await;
+    parked.unwrap();
+    core.attach(attach("again", on(&["default"]))).await.unwrap();
+    assert_eq!(subnet(), moved, "it stays where it is free");
+}
