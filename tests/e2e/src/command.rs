@@ -139,6 +139,11 @@ impl Running {
         kill_process(pid(self.child.id()), signal).expect("signal a child");
     }
 
+    /// Ends it as Ctrl-C does.
+    pub fn interrupt(&self) {
+        self.signal(Signal::INT);
+    }
+
     /// Writes to its input.
     #[track_caller]
     pub fn write(&mut self, bytes: &[u8]) {

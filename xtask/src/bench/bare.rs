@@ -26,26 +26,7 @@ impl Bare {
         let folder = workspace.target.join("bench");
         make_dir(&folder)?;
         let initramfs = initramfs(workspace, &folder)?;
-        let kernel = workspace.bundle().join("vmlinux");
-        let value = |name: &str| -> Result<String> {
-            let at = cmdline.iter().position(|word| word == name);
-            let word = at.and_then(|at| cmdline.get(at + 1));
-            word.cloned().with_context(|| format!("our QEMU has no {name}"))
-        };
-        let accelerator = value("-accel")?;
-        let accelerator = accelerator.split(',').next().unwrap_or("tcg").to_owned();
-        let mut arguments: Vec<String> = ["-M", "q35", "-nodefaults", "-display", "none"]
-            .into_iter()
-            .chain(["-no-reboot", "-serial", "null", "-accel", &accelerator])
-            .map(str::to_owned)
-            .collect();
-        for name in ["-cpu", "-smp", "-m", "-append"] {
-            arguments.extend([name.to_owned(), value(name)?]);
-        }
-        for (name, path) in [("-kernel", kernel), ("-initrd", initramfs)] {
-            arguments.extend([name.to_owned(), path.to_string_lossy().into_owned()]);
-        }
-        Ok(Self { arguments })
+        Ok(Self { arguments: shape(workspace, cmdline, &initramfs)? })
     }
 
     /// Boots and waits for the end; milliseconds.
@@ -61,6 +42,40 @@ impl Bare {
     }
 }
 
+/// The arguments of a QEMU with our kernel and that initramfs, for the shape that `cmdline`, the
+/// arguments of a QEMU of ours that booted, has.
+pub fn shape(workspace: &Workspace, cmdline: &[String], initramfs: &Path) -> Result<Vec<String>> {
+    let value = |name: &str| -> Result<String> {
+        let at = cmdline.iter().position(|word| word == name);
+        let word = at.and_then(|at| cmdline.get(at + 1));
+        word.cloned().with_context(|| format!("our QEMU has no {name}"))
+    };
+    let accelerator = value("-accel")?;
+    let accelerator = accelerator.split(',').next().unwrap_or("tcg").to_owned();
+    let mut arguments: Vec<String> = ["-M", "q35", "-nodefaults", "-display", "none"]
+        .into_iter()
+        .chain(["-no-reboot", "-serial", "null", "-accel", &accelerator])
+        .map(str::to_owned)
+        .collect();
+    for name in ["-cpu", "-smp", "-m", "-append"] {
+        arguments.extend([name.to_owned(), value(name)?]);
+    }
+    let kernel = workspace.bundle().join("vmlinux");
+    for (name, path) in [("-kernel", kernel.as_path()), ("-initrd", initramfs)] {
+        arguments.extend([name.to_owned(), path.to_string_lossy().into_owned()]);
+    }
+    Ok(arguments)
+}
+
+/// Our initramfs with more files (name, mode, content), which take the place of its own.
+pub fn archive(workspace: &Workspace, files: &[(&str, u32, &[u8])]) -> Result<Vec<u8>> {
+    let mut archive =
+        std::fs::read(workspace.bundle().join("initramfs.cpio")).context("read the initramfs")?;
+    archive.resize(archive.len().next_multiple_of(512), 0);
+    archive.extend(cpio(files));
+    Ok(archive)
+}
+
 fn initramfs(workspace: &Workspace, folder: &Path) -> Result<PathBuf> {
     let source = folder.join("poweroff.c");
     std::fs::write(&source, INIT).context("write the bare init")?;
@@ -69,10 +84,7 @@ fn initramfs(workspace: &Workspace, folder: &Path) -> Result<PathBuf> {
         .args(["-Os", "-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-o"])
         .arg(&program)
         .arg(&source))?;
-    let mut archive =
-        std::fs::read(workspace.bundle().join("initramfs.cpio")).context("read the initramfs")?;
-    archive.resize(archive.len().next_multiple_of(512), 0);
-    archive.extend(cpio(&[("init", 0o100_755, &std::fs::read(&program)?)]));
+    let archive = archive(workspace, &[("init", 0o100_755, &std::fs::read(&program)?)])?;
     let path = folder.join("bare.cpio");
     std::fs::write(&path, archive).context("write the bare initramfs")?;
     Ok(path)

@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 pub enum Promise {
     /// The median of ours is at most that many times the peer's.
     Ratio(f64),
+    /// The median of ours is at least that many times the peer's.
+    RatioAtLeast(f64),
     /// The median of ours is at most that.
     AtMost(f64),
     /// The median of ours is at least that.
@@ -72,6 +74,7 @@ impl Figure {
     pub fn kept(&self) -> Option<bool> {
         match self.promise {
             Promise::Ratio(bound) => Some(self.ratio()? <= bound),
+            Promise::RatioAtLeast(bound) => Some(self.ratio()? >= bound),
             Promise::AtMost(bound) => Some(median(&self.ours) <= bound),
             Promise::AtLeast(bound) => Some(median(&self.ours) >= bound),
             Promise::Stated => None,
@@ -89,6 +92,7 @@ impl Figure {
     fn promised(&self) -> String {
         match self.promise {
             Promise::Ratio(bound) => format!("≤ {bound} ×"),
+            Promise::RatioAtLeast(bound) => format!("≥ {bound} ×"),
             Promise::AtMost(bound) => format!("≤ {bound} {}", self.unit),
             Promise::AtLeast(bound) => format!("≥ {bound} {}", self.unit),
             Promise::Stated => "–".to_owned(),

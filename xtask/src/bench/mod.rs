@@ -6,6 +6,7 @@ mod bare;
 mod figure;
 mod idle;
 mod memory;
+mod network;
 mod plot;
 mod podman;
 mod ready;
@@ -46,6 +47,7 @@ const ALL: &[Entry] = &[
     ("cold-start", starts::cold_start),
     ("unpack", unpack::unpack),
     ("stdio", streams::stdio),
+    ("copy", streams::copy),
     ("memory", memory::memory),
     ("audit", audit::audit),
     ("start", start::start),
@@ -54,6 +56,11 @@ const ALL: &[Entry] = &[
     ("hundred", idle::hundred),
     ("memory-return", returned::memory_return),
     ("soak", soak::soak),
+    ("network", network::throughput),
+    ("network-start", network::attach),
+    ("network-trip", network::trip),
+    ("network-lookup", network::lookup),
+    ("network-load", network::load),
     ("translation-cache", translation::translation_cache),
 ];
 

@@ -1,0 +1,64 @@
+//! What a network adds to a start: one with it and one without, in turns.
+
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use e2e::busybox;
+
+use super::{NETWORK, Site};
+use crate::bench::Bench;
+use crate::bench::figure::{Figure, Promise};
+use crate::bench::ready;
+use crate::workspace::step;
+
+/// From a spare and from a template.
+pub fn attach(bench: &Bench<'_>) -> Result<Vec<Figure>> {
+    let ways =
+        [("a spare", "runtime.spare = 1\n", true), ("a template", "runtime.spare = 0\n", false)];
+    let mut figures = Vec::new();
+    for (name, config, spare) in ways {
+        step(format!("starts from {name}, with and without a network"));
+        let site = Site::new(config);
+        ready::template(&site.it, busybox::NAME)?;
+        let (mut with, mut without, mut added) = (Vec::new(), Vec::new(), Vec::new());
+        // The first pair fills caches.
+        for round in 0..=bench.rounds * 2 {
+            let mut took = [0.0; 2];
+            // Each is the first one every other time.
+            let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
+            for which in order {
+                ready::rest(&site.it, spare)?;
+                took[which] = start(&site, [NETWORK, "none"][which])?;
+            }
+            if round > 0 {
+                with.push(took[0]);
+                without.push(took[1]);
+                added.push(took[0] - took[1]);
+            }
+        }
+        let name = format!("`run --rm --network NAME` from {name}");
+        figures.push(
+            Figure::new(name.clone(), "ms", with, Promise::Stated)
+                .against("--network none", without),
+        );
+        let name = format!("{name}: what the network adds, by pairs");
+        figures.push(Figure::new(name, "ms", added, Promise::AtMost(15.0)));
+    }
+    Ok(figures)
+}
+
+/// Milliseconds of one start.
+fn start(site: &Site, network: &str) -> Result<f64> {
+    let words = site.world.host.prefix();
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).arg(site.it.binaries().join("container"));
+    command.args(["run", "--rm", "--network", network, busybox::NAME, "true"]);
+    command.env("CONTAINER_APP_ROOT", site.it.app_root());
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let begin = Instant::now();
+    let status = command.status().context("run a container")?;
+    let took = begin.elapsed().as_secs_f64() * 1e3;
+    ensure!(status.success(), "a start on network {network}: {status}");
+    Ok(took)
+}
