@@ -112,7 +112,12 @@ impl Engine {
             }
         };
         // The image service learns of a copy that failed by a layer without an end.
-        let image = self.images.relay::<ImageSummary>(&request, &layer, responder);
+        let image = async move {
+            let image = self.images.relay::<ImageSummary>(&request, &layer, responder).await;
+            // Nobody reads what still comes.
+            drop(layer);
+            image
+        };
         let (copied, image) = tokio::join!(copy, image);
         copied?;
         let image = image?;

@@ -22,6 +22,9 @@ use crate::{ArchiveError, At, Result, shown};
 /// Links in a row that are followed.
 const MAX_LINKS: usize = 40;
 
+/// How often a path is looked up that changes meanwhile.
+const MAX_RACES: usize = 1000;
+
 /// How a path that somebody wrote is looked up.
 #[derive(Clone, Copy, Debug)]
 pub enum View<'a> {
@@ -81,7 +84,14 @@ impl View<'_> {
             View::Root(root) => {
                 let rules = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
                 let path = if path.is_empty() { b"." } else { path };
-                rustix::fs::openat2(root, path, flags, Mode::empty(), rules)
+                for _ in 0..MAX_RACES {
+                    match rustix::fs::openat2(root, path, flags, Mode::empty(), rules) {
+                        // Something was moved while the kernel went upwards.
+                        Err(Errno::AGAIN) => {}
+                        outcome => return outcome,
+                    }
+                }
+                Err(Errno::AGAIN)
             }
         }
     }

@@ -49,11 +49,12 @@ pub fn stdio(bench: &Bench<'_>) -> Result<Vec<Figure>> {
 /// file as well: what the channel gives.
 pub fn copy(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let it = Installation::with_busybox();
-    it.run(["run", "-d", "--name", "box", "--tmpfs", "/t", "-m", "1G", "busybox", "sleep", "100000"])
-        .ok();
+    it.run([
+        "run", "-d", "--name", "box", "--tmpfs", "/t", "-m", "1G", "busybox", "sleep", "100000",
+    ])
+    .ok();
     let container = it.binaries().join("container").display().to_string();
-    let here = tempfile::tempdir()?;
-    let file = |name: &str| here.path().join(name).display().to_string();
+    let file = |name: &str| it.scratch().join(name).display().to_string();
     let (source, target) = (file("source"), file("target"));
     std::fs::write(&source, vec![0x5a; (MIB << 20) as usize])?;
     let ways = [
