@@ -86,6 +86,7 @@ impl Installation {
     }
 
     fn at(folder: TempDir, app_root: PathBuf, mode: Option<StartMode>) -> Self {
+        crate::isolation::isolate();
         std::fs::create_dir_all(&app_root).expect("create the app root");
         let it = Self {
             folder,

@@ -2,13 +2,15 @@
 //! code, a real registry, terminals. The benchmarks and the demo use it too.
 //!
 //! Every test has an [`Installation`]: an app root of its own, a service of its own,
-//! and on drop, even in a panic, the end of every process that belongs to it.
+//! and on drop, even in a panic, the end of every process that belongs to it. As root it also has
+//! a network of its own ([`isolation`]).
 
 pub mod busybox;
 pub mod command;
 pub mod debian;
 pub mod frame;
 pub mod installation;
+pub mod isolation;
 pub mod layer;
 pub mod layout;
 pub mod processes;

@@ -42,6 +42,7 @@ impl Registry {
 
     /// `http`: what its `http` configuration has beside the address.
     fn launch(http: impl FnOnce(&Path) -> String) -> Self {
+        crate::isolation::isolate();
         let folder = tempfile::Builder::new().prefix("registry-").tempdir().expect("tempdir");
         let address = free_address();
         let http = http(folder.path());

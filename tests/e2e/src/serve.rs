@@ -54,6 +54,7 @@ struct Shared {
 impl Serve {
     /// Serves the image in the folder `layout` under any name and tag.
     pub fn start(layout: &Path, manners: Manners) -> Self {
+        crate::isolation::isolate();
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bind");
         let address = listener.local_addr().expect("the address of a listener");
         let shared = Arc::new(Shared {

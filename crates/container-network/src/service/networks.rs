@@ -71,13 +71,13 @@ impl<K: Kernel> Core<K> {
     async fn settle_default(&self, avoid: &[IpNet]) -> Result<Arc<Net>> {
         let net = locked(&self.state).network(DEFAULT_NETWORK)?;
         let up = net.up.lock().await;
-        if up.is_some() || self.place(&net, avoid)?.is_none() {
+        if up.is_some() || self.placed(&net, avoid)?.is_none() {
             drop(up);
             return Ok(net);
         }
         // It may be a link of ours that has outlived a service.
         self.kernel.tidy().await?;
-        let Some(config) = self.place(&net, avoid)? else {
+        let Some(config) = self.placed(&net, avoid)? else {
             drop(up);
             return Ok(net);
         };
@@ -92,7 +92,7 @@ impl<K: Kernel> Core<K> {
     }
 
     /// The default network with other subnets for those that are taken; `None`: none is.
-    fn place(&self, net: &Net, avoid: &[IpNet]) -> Result<Option<NetworkConfig>> {
+    fn placed(&self, net: &Net, avoid: &[IpNet]) -> Result<Option<NetworkConfig>> {
         let mut host = self.routes_of_host()?;
         host.extend(avoid);
         let mut taken = locked(&self.state).taken(host);
