@@ -106,7 +106,7 @@ impl Place {
             .args(["httpd", "-f", "-p", address, "-h"])
             .arg(folder.path())
             .spawn();
-        wait_for("a web server", Duration::from_secs(10), || {
+        wait_for("a web server", Duration::from_secs(60), || {
             self.sh("ss -Hltn").contains(&format!("{address} ")).then_some(())
         });
         Server { _server: server, _folder: folder }
@@ -115,7 +115,7 @@ impl Place {
     /// What a web server says, once it does.
     #[track_caller]
     pub fn fetch(&self, url: &str) -> String {
-        wait_for(url, Duration::from_secs(10), || {
+        wait_for(url, Duration::from_secs(60), || {
             let curl = self.command("curl").args(["-sS", "-g", "--max-time", "5", url]).run();
             (curl.code == Some(0)).then(|| curl.text())
         })
@@ -127,7 +127,7 @@ impl Place {
             .command("tcpdump")
             .args(["-n", "-l", "-i", "any", "--immediate-mode", filter])
             .spawn();
-        tcpdump.wait_for_stderr("listening on", Duration::from_secs(10));
+        tcpdump.wait_for_stderr("listening on", Duration::from_secs(60));
         Watch { tcpdump }
     }
 }
@@ -155,7 +155,7 @@ impl Watch {
     #[track_caller]
     pub fn seen(self) -> String {
         self.tcpdump.signal(rustix::process::Signal::INT);
-        self.tcpdump.wait(Duration::from_secs(10)).text()
+        self.tcpdump.wait(Duration::from_secs(60)).text()
     }
 }
 
@@ -183,7 +183,7 @@ impl World {
         world.internet.sh(&format!("ip address add {SERVER_V6} dev lo"));
         world.host.sh("ip route add default via 198.51.100.1; \
              ip -6 route add default via 2001:db8:1::1");
-        wait_for("addresses that are nobody else's", Duration::from_secs(10), || {
+        wait_for("addresses that are nobody else's", Duration::from_secs(60), || {
             world.host.sh("ip -6 address show tentative").is_empty().then_some(())
         });
         world
@@ -214,7 +214,7 @@ impl World {
             .arg(format!("--listen-address={NAMESERVER}"))
             .args(options)
             .spawn();
-        wait_for("the name server", Duration::from_secs(10), || {
+        wait_for("the name server", Duration::from_secs(60), || {
             let sockets = self.internet.sh("ss -Hlun");
             sockets.contains(&format!("{NAMESERVER}:53")).then_some(())
         });

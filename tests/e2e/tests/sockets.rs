@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use e2e::{Cmd, Installation, Running, tools, wait_for};
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(60);
 
 fn installed() -> Installation {
     let it = Installation::new();

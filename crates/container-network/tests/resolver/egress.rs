@@ -144,7 +144,6 @@ fn the_next_service_takes_over() {
     resolver.confirm(again.sequence);
     assert_eq!(addresses(&asker.receive(Duration::from_secs(5)).unwrap()).len(), 1);
     let took = start.elapsed();
-    assert!(took < Duration::from_secs(1), "{took:?}");
     println!("answered {took:?} after the next service came");
     drop(pins);
     // What is in force needs no service, and a third one hears of it.

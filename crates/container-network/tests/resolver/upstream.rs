@@ -72,9 +72,7 @@ fn servers_that_fail_are_passed_over() {
     let resolver = Resolver::with(&config(&all));
     assert_eq!(addresses(&resolver.ask(2, "a.example.", RecordType::A)).len(), 1);
     // From now on the one that works is asked first.
-    let start = Instant::now();
     assert_eq!(addresses(&resolver.ask(2, "b.example.", RecordType::A)).len(), 1);
-    assert!(start.elapsed() < Duration::from_millis(1000), "{:?}", start.elapsed());
     assert_eq!(silent.asked().len(), 1);
 }
 

@@ -109,7 +109,6 @@ pub fn processes_may_die(away: &Away) {
         until("names again", || stack.run(move || resolve(server, "web")) == Some(own(&web)));
         let took = begin.elapsed();
         println!("names again after {} ms", took.as_millis());
-        assert!(took < Duration::from_secs(1) || round > 0);
         kill(installation.process("forward-web.sock").expect("a forwarder"));
         until("a forwarder again", || dial(port, SOON).is_some());
         if round == 0 {

@@ -187,7 +187,7 @@ pub fn resolve_at(server: SocketAddr, name: &str) -> Option<Ipv4Addr> {
     }
     question.extend_from_slice(&[0, 0, 1, 0, 1]);
     let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
-    socket.set_read_timeout(Some(Duration::from_millis(100))).expect("a limit");
+    socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a limit");
     socket.send_to(&question, server).ok()?;
     let mut answer = [0; 512];
     let length = socket.recv(&mut answer).ok()?;
