@@ -13,6 +13,7 @@ use crate::images::{self, Progress};
 use crate::mounts::{MountOptions, VolumeOptions};
 use crate::network;
 use crate::paths::AppRoot;
+use crate::seccomp::Security;
 use crate::types::{
     Accelerator, ByteString, ContainerSnapshot, ExitRecord, PublishSocket, Resources,
     RestartPolicy, Rlimit, Stdio, TerminalSize, Tmpfs,
@@ -269,6 +270,8 @@ pub struct CreateOptions {
     pub cap_add: Vec<String>,
     /// `--cap-drop`.
     pub cap_drop: Vec<String>,
+    /// `--security-opt`.
+    pub security: Security,
     /// `--masked-path`; `None`: the defaults.
     pub masked_paths: Option<Vec<String>>,
     /// `--read-only-path`; `None`: the defaults.

@@ -32,6 +32,7 @@ pub mod output_log;
 pub mod paths;
 pub mod ram;
 pub mod runtime;
+pub mod seccomp;
 pub mod serve;
 pub mod socket;
 pub mod trace;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::mounts::Mount;
 use crate::network::{Attachment, BoundPort, ContainerNetwork};
+use crate::seccomp::Security;
 
 /// Bytes that are mostly text: an argument, an environment variable. JSON: a string where it is
 /// UTF-8, else an array of numbers.
@@ -319,6 +320,9 @@ pub struct ContainerConfig {
     pub use_init: bool,
     /// The capabilities (`CAP_CHOWN` …) that processes get.
     pub capabilities: Vec<String>,
+    /// Which system calls, and whether privileges can be gained.
+    #[serde(default)]
+    pub security: Security,
     /// Paths hidden from the container.
     pub masked_paths: Vec<String>,
     /// Paths that are read-only in the container.

@@ -45,6 +45,7 @@ pub fn check(options: &CreateOptions, defaults: &ContainerDefaults) -> Result<()
     mount::check_paths("masked path", options.masked_paths.as_deref().unwrap_or_default())?;
     mount::check_paths("read-only path", options.readonly_paths.as_deref().unwrap_or_default())?;
     capability::resolve(&options.cap_add, &options.cap_drop)?;
+    options.security.seccomp.check()?;
     if let Some(stop) = &options.stop_signal {
         signal::parse(stop)?;
     }
@@ -122,6 +123,7 @@ pub fn configure(
         shm_size: options.shm_size.unwrap_or(DEFAULT_SHM),
         use_init: options.use_init,
         capabilities: capability::resolve(&options.cap_add, &options.cap_drop)?,
+        security: options.security.clone(),
         masked_paths: own_or(&options.masked_paths, &mount::DEFAULT_MASKED),
         readonly_paths: own_or(&options.readonly_paths, &mount::DEFAULT_READONLY),
         stop_signal: stop_signal(options, &image.config, &mut warnings)?,

@@ -331,6 +331,7 @@ pub(crate) mod tests {
             runtime_handler: "container-runtime-linux".into(),
             network: Default::default(),
             published_sockets: Vec::new(),
+            security: container_api::seccomp::Security::default(),
             ssh: false,
         }
     }

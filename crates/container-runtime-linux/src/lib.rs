@@ -45,6 +45,7 @@ pub mod port;
 pub mod probe;
 pub mod process;
 pub mod report;
+pub mod seccomp;
 pub mod service;
 pub mod setup;
 pub mod sockets;

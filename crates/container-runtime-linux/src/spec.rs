@@ -9,7 +9,7 @@ use vminitd_protocol::message::{
     TmpfsMount, User,
 };
 
-use crate::sockets;
+use crate::{seccomp, sockets};
 
 /// A terminal whose size nobody tells.
 const DEFAULT_SIZE: types::TerminalSize = types::TerminalSize { rows: 24, columns: 80 };
@@ -91,7 +91,11 @@ pub fn process(
         stdio: Some(stdio),
         rlimits: process.rlimits.iter().map(rlimit).collect::<Result<_, _>>()?,
         capabilities,
-        no_new_privileges: no_new_privileges(capabilities),
+        no_new_privileges: config
+            .security
+            .no_new_privileges
+            .unwrap_or_else(|| no_new_privileges(capabilities)),
+        seccomp: seccomp::compile(&config.security.seccomp, &config.capabilities)?,
         ..ProcessSpec::default()
     })
 }

@@ -88,6 +88,7 @@ fn process() -> ProcessSpec {
         no_new_privileges: true,
         oom_score_adj: -5,
         umask: Some(0o22),
+        seccomp: Vec::new(),
     }
 }
 

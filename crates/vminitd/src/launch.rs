@@ -18,6 +18,7 @@ mod child;
 mod credentials;
 mod devices;
 mod environment;
+pub mod filter;
 mod first;
 mod init;
 mod mounts;

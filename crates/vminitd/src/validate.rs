@@ -2,6 +2,7 @@
 //! that makes no sense is refused with its name before anything is changed.
 
 use crate::failure::Failure;
+use crate::launch::filter;
 use vminitd_protocol::message::{Archive, ArchiveWork, ConfigureNetwork, ContainerSpec, Interface, Limits, ProcessSpec};
 use vminitd_protocol::{MAX_ADDRESSES, MAX_INTERFACES, MAX_SOCKET_PATH, MAX_SOCKETS};
 
@@ -29,6 +30,9 @@ pub fn process(spec: &ProcessSpec) -> Result<(), Failure> {
         check(limit.soft <= limit.hard, "soft resource limit is above the hard one")?;
     }
     check((-1000..=1000).contains(&spec.oom_score_adj), "oom_score_adj is beyond range")?;
+    let instructions = spec.seccomp.len() / filter::INSTRUCTION;
+    let whole = spec.seccomp.len().is_multiple_of(filter::INSTRUCTION);
+    check(whole && instructions <= filter::MAX, "a system call filter has a wrong length")?;
     streams(spec)
 }
 
@@ -179,6 +183,8 @@ mod tests {
         bad(|p| p.rlimits = vec![Rlimit { resource: 16, soft: 0, hard: 0 }]);
         bad(|p| p.rlimits = vec![Rlimit { resource: 1, soft: 2, hard: 1 }]);
         bad(|p| p.oom_score_adj = -1001);
+        bad(|p| p.seccomp = vec![0; 12]);
+        bad(|p| p.seccomp = vec![0; 8 * 4097]);
         bad(|p| p.stdio = Some(Stdio { stdin: Some(1), stdout: Some(1), ..Default::default() }));
         bad(|p| p.stdio = Some(Stdio { terminal: Some(1), ..Default::default() }));
         let mut tty = good();

@@ -178,3 +178,102 @@ fn a_guest_panic_becomes_an_exit_record() {
     it.run(["logs", "--boot", "box"]).ok().has("Kernel panic");
     assert!(it.qemus().is_empty());
 }
+
+/// Makes calls by number, and prints each one's error: keyctl, unshare of a user namespace, mount,
+/// io_uring_setup, clone3, sockets of two families, personality, and a call that nobody has.
+const CALLS: &str = r#"
+import ctypes, errno, os
+libc = ctypes.CDLL(None, use_errno=True)
+arm = os.uname().machine == "aarch64"
+def call(name, x86, generic, *arguments):
+    ctypes.set_errno(0)
+    answer = libc.syscall(generic if arm else x86, *[ctypes.c_long(a) for a in arguments])
+    error = errno.errorcode.get(ctypes.get_errno(), "?") if answer < 0 else "ok"
+    print(name, error)
+call("keyctl", 250, 219, 0, -3, 1)
+call("unshare", 272, 97, 0x10000000)
+call("mount", 165, 40, 0, 0, 0, 0, 0)
+call("io_uring", 425, 425, 1, 0)
+call("clone3", 435, 435, 0, 0)
+call("inet", 41, 198, 2, 1, 0)
+call("alg", 41, 198, 38, 5, 0)
+call("personality", 135, 92, 0x0040000)
+call("sync", 162, 81)
+call("none", 4000, 4000)
+"#;
+
+#[test]
+fn system_calls_are_filtered() {
+    let it = Installation::with_busybox();
+    it.load_debian();
+    let python = |flags: &[&str]| {
+        it.container(["run", "--rm"])
+            .args(flags)
+            .args([e2e::debian::NAME, "python3", "-c", CALLS])
+            .run()
+            .ok()
+            .text()
+    };
+    let seccomp = |flags: &[&str]| {
+        it.container(["run", "--rm"])
+            .args(flags)
+            .args(["busybox", "grep", "-E", "^(Seccomp|NoNewPrivs):", "/proc/self/status"])
+            .run()
+            .ok()
+            .text()
+    };
+    assert_eq!(
+        python(&[]).lines().collect::<Vec<_>>(),
+        [
+            "keyctl EPERM",
+            "unshare EPERM",
+            "mount EPERM",
+            "io_uring EPERM",
+            "clone3 ENOSYS",
+            "inet ok",
+            "alg EPERM",
+            "personality EPERM",
+            "sync ok",
+            "none ENOSYS",
+        ]
+    );
+    // Without it the kernel itself answers.
+    let unconfined = python(&["--security-opt", "seccomp=unconfined"]);
+    for line in ["keyctl ok", "personality ok", "clone3 EINVAL"] {
+        assert!(unconfined.contains(line), "{line} is not in {unconfined}");
+    }
+    // Programs of a distribution go on working.
+    let script = "set -e; dpkg --list >/dev/null; dpkg --verify bash; apt-get --version >/dev/null
+        python3 -c 'import threading, subprocess, socket, sqlite3, asyncio
+t = threading.Thread(target=print, args=(\"thread\",)); t.start(); t.join()
+subprocess.run([\"true\"], check=True)
+asyncio.run(asyncio.sleep(0))'";
+    it.run(["run", "--rm", e2e::debian::NAME, "sh", "-c", script]).ok().prints("thread");
+
+    assert_eq!(seccomp(&[]), "NoNewPrivs:\t0\nSeccomp:\t2");
+    let unconfined = ["--security-opt", "seccomp=unconfined"];
+    assert_eq!(seccomp(&unconfined), "NoNewPrivs:\t0\nSeccomp:\t0");
+    let none = ["--security-opt", "no-new-privileges", "--init", "--user", "app"];
+    assert_eq!(seccomp(&none), "NoNewPrivs:\t1\nSeccomp:\t2");
+
+    // A profile of the user's, for the first process, its init, and what is executed later.
+    let file = it.scratch().join("profile.json");
+    let profile = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]}"#;
+    std::fs::write(&file, profile).unwrap();
+    let option = format!("seccomp={}", file.display());
+    let run = ["run", "-d", "--init", "--name", "box", "--security-opt", &option, "busybox"];
+    it.run([&run[..], &["sleep", "1000"]].concat()).ok();
+    let made = it.run(["exec", "box", "mkdir", "/tmp/x"]).code(1);
+    assert!(made.errors().contains("No space left on device"), "{}", made.errors());
+    it.run(["exec", "box", "grep", "^Seccomp:", "/proc/1/status"]).ok().prints("Seccomp:\t2");
+    let about = it.inspect("box").to_string();
+    assert!(about.contains("SCMP_ACT_ALLOW") && about.contains("mkdirat"), "{about}");
+
+    // What is not understood is refused, before anything is made.
+    for option in ["apparmor=unconfined", "seccomp=/nowhere/profile.json", "label=disable"] {
+        it.run(["run", "--security-opt", option, "busybox", "true"]).fails(125, option);
+    }
+    std::fs::write(&file, r#"{"defaultAction": "SCMP_ACT_NOTIFY"}"#).unwrap();
+    it.run(["run", "--security-opt", &option, "busybox", "true"]).fails(125, "SCMP_ACT_NOTIFY");
+}

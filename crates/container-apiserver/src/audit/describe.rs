@@ -8,6 +8,7 @@ use container_api::archive::ArchiveWork;
 use container_api::images;
 use container_api::mounts::MountOptions;
 use container_api::network;
+use container_api::seccomp::Seccomp;
 use container_api::types::ByteString;
 use serde_json::{Map, Value, json};
 
@@ -129,11 +130,21 @@ pub fn describe(request: &Request) -> Description {
     }
 }
 
+fn seccomp(seccomp: &Seccomp) -> &'static str {
+    match seccomp {
+        Seccomp::Default => "default",
+        Seccomp::Unconfined => "unconfined",
+        Seccomp::Profile { .. } => "profile",
+    }
+}
+
 fn create(options: &CreateOptions) -> Description {
     let described = Description::new("create", Weight::Changes)
         .with("image", json!(short(&options.image.reference)))
         .with("capAdd", texts(&options.cap_add))
         .with("capDrop", texts(&options.cap_drop))
+        .with("seccomp", json!(seccomp(&options.security.seccomp)))
+        .with("noNewPrivileges", json!(options.security.no_new_privileges))
         .with("mounts", list(&options.mounts, mount))
         .with("networks", list(&options.network.networks, |n| json!(short(&n.network))))
         .with("ports", json!(options.network.published_ports.len()))

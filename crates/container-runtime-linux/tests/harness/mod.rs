@@ -138,6 +138,7 @@ pub fn config(script: &str) -> ContainerConfig {
         runtime_handler: "container-runtime-linux".into(),
         network: Default::default(),
         published_sockets: Vec::new(),
+        security: container_api::seccomp::Security::default(),
         ssh: false,
     }
 }

@@ -11,7 +11,7 @@ use container_api::{ApiError, Result, config};
 use super::later::Later;
 use super::network::ContainerArgs;
 use super::process::Process;
-use super::{Format, ProgressKind, values};
+use super::{Format, ProgressKind, security, values};
 
 /// `--scheme`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -99,6 +99,9 @@ pub struct Management {
     /// Drop a capability (CAP_NAME, or ALL)
     #[arg(long, value_name = "CAP")]
     pub cap_drop: Vec<String>,
+    /// Confine it otherwise (seccomp=FILE, seccomp=unconfined, no-new-privileges[=true|false])
+    #[arg(long, value_name = "OPTION")]
+    pub security_opt: Vec<String>,
     /// Write the container's ID to a file that does not exist yet
     #[arg(long, value_name = "FILE")]
     pub cidfile: Option<PathBuf>,
@@ -209,6 +212,7 @@ impl Create {
             use_init: m.init,
             cap_add: m.cap_add.clone(),
             cap_drop: m.cap_drop.clone(),
+            security: security::options(&m.security_opt)?,
             masked_paths: list(&m.masked_path),
             readonly_paths: list(&m.read_only_path),
             stop_signal: m.stop_signal.clone(),

@@ -45,7 +45,6 @@ const FLAGS: &[(&str, Option<char>, bool)] = &[
     ("pull", None, true),
     ("rosetta", None, false),
     ("runtime", None, true),
-    ("security-opt", None, true),
     ("stop-timeout", None, true),
     ("sysctl", None, true),
     ("userns", None, true),

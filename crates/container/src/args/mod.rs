@@ -16,6 +16,7 @@ pub mod image;
 pub mod later;
 pub mod network;
 pub mod process;
+pub mod security;
 pub mod system;
 #[cfg(test)]
 mod tests;

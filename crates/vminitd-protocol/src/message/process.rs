@@ -41,6 +41,10 @@ pub struct ProcessSpec {
     /// File mode creation mask; unset means 022.
     #[prost(uint32, optional, tag = "12")]
     pub umask: Option<u32>,
+    /// A program of the kernel's classic BPF that judges its system calls: instructions of 8 bytes
+    /// as the guest's processor has them. Empty: all calls are made.
+    #[prost(bytes = "vec", tag = "13")]
+    pub seccomp: Vec<u8>,
 }
 
 /// As whom a process runs.

@@ -2,7 +2,7 @@
 
 use super::stdio::ChildEnds;
 use super::{
-    Container, credentials, environment, init, mounts, order, program, report, socket, user,
+    Container, credentials, environment, filter, init, mounts, order, program, report, socket, user,
 };
 use crate::failure::{Context, Failure};
 use crate::files::{read_regular, write_kernel};
@@ -174,6 +174,9 @@ fn become_program(
     own_stdio(identity.uid);
     process.rlimits.iter().try_for_each(set_rlimit)?;
     credentials::limit(process.capabilities)?;
+    // While there is a capability for it, and before anything of the container could trace this
+    // process: from here on it, and an init beside it, make the container's calls only.
+    filter::install(&process.seccomp)?;
     if with_init {
         init::split(terminal, process.capabilities)?;
     }

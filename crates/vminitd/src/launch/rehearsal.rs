@@ -15,7 +15,7 @@
 //! afterwards, so that nothing is torn down beside the container.
 
 use super::child::{self, Rehearsed};
-use super::{NAMESPACES, mounts, stdio};
+use super::{NAMESPACES, filter, mounts, stdio};
 use crate::failure::{Context, Failure};
 use crate::root::ROOT;
 use crate::sys;
@@ -154,6 +154,7 @@ fn start() -> StartContainer {
             user: Some(User::default()),
             capabilities: capability::DEFAULT,
             no_new_privileges: true,
+            seccomp: filter::ALL.to_vec(),
             ..ProcessSpec::default()
         },
     }
