@@ -32,6 +32,8 @@ packages_for() {
     toolchain) echo ca-certificates ;;
     build)
         echo gcc libc6-dev make pkg-config ca-certificates dpkg
+        # What the file server of bind mounts is linked with.
+        echo libcap-ng-dev libseccomp-dev
         # What networks are made with: the way out, and the rules.
         echo passt nftables
         case $arch in

@@ -17,6 +17,7 @@ pub const HELPERS: &[&str] = &[
     "container-network",
     "container-runtime-linux",
     "container-jailer",
+    "container-fileserver",
 ];
 /// The guest's init.
 pub const GUEST: &str = "vminitd";

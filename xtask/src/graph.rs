@@ -13,6 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("container-api", &[]),
     ("container-archive", &[]),
     ("container-apiserver", &["container-api"]),
+    ("container-fileserver", &[]),
     ("container-images", &["container-api", "container-rootfs"]),
     ("container-jailer", &[]),
     ("container-network", &["container-api"]),
