@@ -25,6 +25,7 @@ pub mod error;
 pub mod escape;
 pub mod images;
 pub mod memory;
+pub mod mount_options;
 pub mod mounts;
 pub mod network;
 pub mod network_options;
