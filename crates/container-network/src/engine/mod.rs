@@ -27,7 +27,7 @@ mod uplink;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
@@ -54,6 +54,8 @@ pub struct NetworkPlan {
     pub config: NetworkConfig,
     /// The subnets of all our networks; its own among them does no harm.
     pub others: Vec<IpNet>,
+    /// Addresses that stand for the host's loopback where it may be reached.
+    pub localhost: Vec<Ipv4Addr>,
 }
 
 /// A container on a network.
@@ -146,6 +148,12 @@ impl Engine {
     pub async fn start(&self) -> Result<()> {
         let inner = &self.inner;
         let nft = nft::find("nft", "nftables")?;
+        if !Path::new("/proc/sys/net/ipv6").exists() {
+            let message = "networks need a kernel that speaks IPv6, if only within the machine: \
+                           boot without ipv6.disable=1 (a host that only has no IPv6 addresses \
+                           is no obstacle)";
+            return Err(ApiError::new(ErrorCode::Unavailable, message));
+        }
         let _ = inner.nft.set(nft);
         // Before the first look, so that no change is missed.
         let changes = host::Changes::open().map_err(failed("cannot watch the host's addresses"))?;
@@ -427,6 +435,16 @@ impl Engine {
         let (container, udp_ports) = (container.to_owned(), udp_ports.clone());
         let worker = self.inner.worker(network)?;
         worker.run(move |network| network.host_redirect(&container, tcp_port, &udp_ports)).await
+    }
+
+    /// Replaces [`NetworkPlan::localhost`] of all networks that are up.
+    pub async fn localhost(&self, addresses: &[Ipv4Addr]) -> Result<()> {
+        for (name, worker) in self.inner.workers() {
+            let addresses = addresses.to_vec();
+            let told = worker.run(move |network| network.set_localhost(&addresses)).await;
+            told.map_err(|error| error.context(format!("cannot update network {name}")))?;
+        }
+        Ok(())
     }
 
     /// A socket in a network's namespace, bound; for TCP it listens.

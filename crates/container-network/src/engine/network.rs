@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -86,6 +86,7 @@ impl Network {
         text.push_str(&rules::replace("host", host));
         network.others = network.without_own(&plan.others);
         text.push_str(&rules::replace("others", &network.others));
+        text.push_str(&rules::localhost(&plan.localhost));
         nft::apply(&network.nft, &text)?;
         Ok(network)
     }
@@ -172,6 +173,11 @@ impl Network {
     /// Replaces the host's addresses.
     pub(super) fn set_host(&mut self, host: &[IpNet]) -> Result<()> {
         nft::apply(&self.nft, &rules::replace("host", host))
+    }
+
+    /// Replaces the addresses that stand for the host's loopback.
+    pub(super) fn set_localhost(&mut self, addresses: &[Ipv4Addr]) -> Result<()> {
+        nft::apply(&self.nft, &rules::localhost(addresses))
     }
 
     /// Replaces the subnets of our other networks.
@@ -634,7 +640,7 @@ mod tests {
             (high, low) in (0..4u32, 0..4u32),
             port in prop_oneof![Just(80u16), Just(443), Just(22)],
         ) {
-            let address = std::net::Ipv4Addr::from(high << 30 | low).into();
+            let address = Ipv4Addr::from(high << 30 | low).into();
             let each = rules.iter().all(|rule| {
                 allows(&outside(std::slice::from_ref(rule)), address, port)
             });

@@ -16,7 +16,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 /// Name of both tables.
 pub(super) const TABLE: &str = "container";
 /// An empty chain of this name says which edition of these rules a namespace has.
-pub(super) const EDITION: &str = "edition_2";
+pub(super) const EDITION: &str = "edition_3";
 /// The bridge.
 pub(super) const BRIDGE: &str = "br0";
 /// The link that `pasta` makes.
@@ -257,6 +257,7 @@ fn inet_table(text: &mut String, base: &Base) {
   set host6 {{ type ipv6_addr; flags interval; auto-merge; }}
   set others4 {{ type ipv4_addr; flags interval; auto-merge; }}
   set others6 {{ type ipv6_addr; flags interval; auto-merge; }}
+  set localhost4 {{ type ipv4_addr; }}
   map egress {{ type mark : verdict; }}
   map host_tcp {{ type mark . inet_service : inet_service; }}
   map host_udp {{ type mark . inet_service : inet_service; }}
@@ -270,6 +271,7 @@ fn inet_table(text: &mut String, base: &Base) {
     ct state new add @connections {{ meta mark ct count over {connections} }} goto d_connections
     ip daddr {gateway4} accept
     ip6 daddr {gateway6} accept
+    ip daddr @localhost4 accept
     # Answers to a client that a forwarder stands for are the forwarder's.
     ct mark {ANSWER:#x} ct direction reply ct state established,related meta mark set {ANSWER:#x} accept
     ip daddr {HOST4} ct direction reply ct state established,related accept
@@ -297,6 +299,7 @@ fn inet_table(text: &mut String, base: &Base) {
     th dport 53 accept
     ip daddr {gateway4} jump redirects
     ip6 daddr {gateway6} jump redirects
+    ip daddr @localhost4 jump redirects
   }}
   chain to_gateway {{
     meta l4proto {{ tcp, udp }} th dport 53 accept
@@ -317,6 +320,7 @@ fn inet_table(text: &mut String, base: &Base) {
   }}
   chain through {{
     type filter hook forward priority 0; policy drop;
+    ip daddr @localhost4 goto d_host
     iifname "{BRIDGE}" oifname "{UPLINK}" accept
     iifname "{UPLINK}" oifname "{BRIDGE}" ct state established,related accept
     iifname "{HOST_LINK}" oifname "{BRIDGE}" ip saddr {HOST4} accept
@@ -599,6 +603,15 @@ pub(super) fn replace(set: &str, nets: &[IpNet]) -> String {
             let _ =
                 writeln!(text, "add element inet {TABLE} {set}{kind} {{ {} }}", nets.join(", "));
         }
+    }
+    text
+}
+
+/// Replaces the addresses that stand for the host's loopback.
+pub(super) fn localhost(addresses: &[Ipv4Addr]) -> String {
+    let mut text = format!("flush set inet {TABLE} localhost4\n");
+    for address in addresses {
+        let _ = writeln!(text, "add element inet {TABLE} localhost4 {{ {address} }}");
     }
     text
 }

@@ -122,7 +122,12 @@ impl<K: Kernel> Core<K> {
 
     /// What the engine is told of a network.
     fn plan(&self, net: &Net) -> NetworkPlan {
-        NetworkPlan { config: net.config.clone(), others: locked(&self.state).subnets() }
+        let state = locked(&self.state);
+        NetworkPlan {
+            config: net.config.clone(),
+            others: state.subnets(),
+            localhost: state.localhost(),
+        }
     }
 
     /// Brings a network up, unless it is: in a survivor's namespace or a new one.

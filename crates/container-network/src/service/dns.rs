@@ -16,6 +16,7 @@ use std::time::Duration;
 use container_api::network::{DnsDomain, DnsRequest, Protocol, PublishPort};
 use container_api::varlink::Reply;
 use container_api::{ApiError, ErrorCode, Result};
+use ipnet::IpNet;
 
 use super::carrier::{Carrier, Kind};
 use super::core::Core;
@@ -25,6 +26,27 @@ use super::state::locked;
 use super::{names, residents};
 use crate::engine::Handles;
 use crate::wire::ResolverRequest;
+
+/// An address that may stand for the host's loopback in containers: nobody's there.
+fn check_localhost(address: Ipv4Addr, subnets: &[IpNet]) -> Result<()> {
+    let nobody = !(address.is_unspecified()
+        || address.is_loopback()
+        || address.is_link_local()
+        || address.is_multicast()
+        || address.is_broadcast());
+    let ours = subnets.iter().find(|net| net.contains(&IpAddr::V4(address)));
+    match ours {
+        None if nobody => Ok(()),
+        Some(net) => Err(ApiError::invalid(format!(
+            "--localhost {address}: it is an address of the network {net}; choose one that nobody \
+             has, such as 203.0.113.113"
+        ))),
+        None => Err(ApiError::invalid(format!(
+            "--localhost {address}: not an address that a container can send to; choose one that \
+             nobody has, such as 203.0.113.113"
+        ))),
+    }
+}
 
 /// Where the host is answered.
 const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2053);
@@ -57,6 +79,7 @@ impl<K: Kernel> Core<K> {
         let name = names::check_domain(name)?;
         {
             let state = locked(&self.state);
+            localhost.map_or(Ok(()), |address| check_localhost(address, &state.subnets()))?;
             if state.domains.iter().any(|domain| domain.domain == name) {
                 let message = format!("domain '{name}' already exists");
                 return Err(ApiError::new(ErrorCode::AlreadyExists, message));
@@ -76,6 +99,7 @@ impl<K: Kernel> Core<K> {
             state.domains.clone()
         };
         self.records.keep_domains(&domains)?;
+        self.tell_localhost().await?;
         self.configure_all().await;
         self.tell_host().await;
         Ok(domain)
@@ -99,9 +123,16 @@ impl<K: Kernel> Core<K> {
         {
             resolver.end().await;
         }
+        self.tell_localhost().await?;
         self.configure_all().await;
         self.tell_host().await;
         Ok(())
+    }
+
+    /// Tells the networks which addresses stand for the host's loopback.
+    async fn tell_localhost(&self) -> Result<()> {
+        let addresses = locked(&self.state).localhost();
+        self.kernel.localhost(&addresses).await
     }
 
     /// Where the host's resolver finds us; starts it when it does not run.
@@ -270,5 +301,21 @@ fn reload() {
         .status();
     if !status.as_ref().is_ok_and(std::process::ExitStatus::success) {
         tracing::warn!(?status, "systemd-resolved was not told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_stand_for_the_host() {
+        let subnets = ["192.168.64.0/24".parse().unwrap()];
+        let check = |address: &str| check_localhost(address.parse().unwrap(), &subnets);
+        check("203.0.113.113").unwrap();
+        for bad in ["127.0.0.1", "0.0.0.0", "224.0.0.1", "169.254.169.254", "255.255.255.255"] {
+            assert!(check(bad).unwrap_err().to_string().contains(bad));
+        }
+        assert!(check("192.168.64.9").unwrap_err().to_string().contains("192.168.64.0/24"));
     }
 }

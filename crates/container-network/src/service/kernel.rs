@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use container_api::Result;
@@ -37,6 +37,7 @@ pub trait Kernel: Send + Sync + 'static {
         tcp: u16,
         udp: &BTreeMap<u16, u16>,
     ) -> impl Future<Output = Result<()>> + Send;
+    fn localhost(&self, addresses: &[Ipv4Addr]) -> impl Future<Output = Result<()>> + Send;
     fn listen(
         &self,
         network: &str,
@@ -88,6 +89,10 @@ impl Kernel for Engine {
         udp: &BTreeMap<u16, u16>,
     ) -> Result<()> {
         Engine::host_redirect(self, network, container, tcp, udp).await
+    }
+
+    async fn localhost(&self, addresses: &[Ipv4Addr]) -> Result<()> {
+        Engine::localhost(self, addresses).await
     }
 
     async fn listen(

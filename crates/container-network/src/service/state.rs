@@ -1,7 +1,7 @@
 //! What the service knows: networks, who is on them, and what is up.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -134,6 +134,14 @@ impl State {
     /// The subnets of all networks.
     pub fn subnets(&self) -> Vec<IpNet> {
         self.taken(Vec::new()).networks.into_iter().map(|(_, net)| net).collect()
+    }
+
+    /// The addresses that stand for the host's loopback in containers.
+    pub fn localhost(&self) -> Vec<Ipv4Addr> {
+        let mut addresses: Vec<_> = self.domains.iter().filter_map(|d| d.localhost).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses
     }
 
     /// The containers in the order in which they came.

@@ -321,6 +321,16 @@ pub fn host_access(away: &Away) {
         blocked(&c, &gateway, 8080);
         blocked(&c, &gateway, 4000);
     }
+    // An address that stands for the host is the gateway's to whom may reach it, else nobody's.
+    let stand_in = "203.0.113.113";
+    let addresses = [stand_in.parse().expect("an address")];
+    setup.runtime.block_on(setup.engine.localhost(&addresses)).expect("telling");
+    assert!(reaches(&a, stand_in, 8080).is_some());
+    assert!(reaches(&b, stand_in, 1234).is_some());
+    blocked(&a, stand_in, 8082);
+    blocked(&c, stand_in, 8080);
+    setup.runtime.block_on(setup.engine.localhost(&[])).expect("telling");
+    blocked(&a, stand_in, 8080);
     // A name server of the namespace's is no host's port.
     let gateway = SocketAddr::new(at(&net, 1, false), 53);
     let listen = setup.engine.listen("default", Protocol::Udp, gateway);

@@ -33,7 +33,7 @@ pub fn config(name: &str, number: u8, mode: Mode) -> NetworkConfig {
 }
 
 pub fn plan(config: &NetworkConfig) -> NetworkPlan {
-    NetworkPlan { config: config.clone(), others: Vec::new() }
+    NetworkPlan { config: config.clone(), others: Vec::new(), localhost: Vec::new() }
 }
 
 pub fn port(config: &NetworkConfig, container: &str, number: u8) -> Port {
