@@ -38,6 +38,8 @@ const ASK_LIMIT: Duration = Duration::from_secs(1);
 const ASK_STEP: Duration = Duration::from_millis(10);
 /// How long the callers may take to close their connections.
 pub const CLOSE_LIMIT: Duration = Duration::from_millis(300);
+/// How long a VM without a program stays that nobody is connected to.
+const ABSENCE_LIMIT: Duration = Duration::from_secs(30);
 /// Between the signal and the kill, when the helper itself is told to end.
 const TERM_GRACE: Duration = Duration::from_secs(10);
 
@@ -138,6 +140,10 @@ pub async fn serve_life(
     let connections = watch::Sender::new(0usize);
     let accept = tokio::spawn(service::accept(door.clone(), listener, connections.clone()));
     let signals = tokio::spawn(heed_signals(container.clone()));
+    let absence = container
+        .spec
+        .maintenance
+        .then(|| tokio::spawn(heed_absence(container.clone(), connections.subscribe())));
 
     life.await;
 
@@ -151,10 +157,27 @@ pub async fn serve_life(
     let _ = tokio::time::timeout(ANSWER_LIMIT, door.idle()).await;
     accept.abort();
     signals.abort();
+    if let Some(absence) = absence {
+        absence.abort();
+    }
     let mut connections = connections.subscribe();
     let _ = tokio::time::timeout(CLOSE_LIMIT, connections.wait_for(|n| *n == 0)).await;
     let _ = std::fs::remove_file(container.directory.join(names::SOCKET));
     container.alive().iter().flat_map(|process| process.take_rests()).collect()
+}
+
+/// A VM that is there to copy files ends when nobody is connected: its service has died.
+async fn heed_absence(container: Arc<Container>, mut connections: watch::Receiver<usize>) {
+    loop {
+        if connections.wait_for(|n| *n == 0).await.is_err() {
+            return;
+        }
+        let back = connections.wait_for(|n| *n > 0);
+        if tokio::time::timeout(ABSENCE_LIMIT, back).await.is_err() {
+            container.conclude(exit::failure("nobody copies files any more"), Manner::Kill);
+            return;
+        }
+    }
 }
 
 /// SIGTERM and SIGINT end the container in order, as `stop` does; a second one at once.
