@@ -106,7 +106,7 @@ pub enum Dns {
 /// `system dns create`.
 #[derive(Clone, Debug, Args)]
 pub struct DnsCreate {
-    /// An address that stands for this host's loopback in containers, for names below the domain
+    /// An address that stands for this host's loopback, as the domain does, in containers with --host-access
     #[arg(long, value_name = "IP")]
     pub localhost: Option<Ipv4Addr>,
     /// The domain
