@@ -96,6 +96,9 @@ pub enum Request {
     /// Makes sure that the empty writable disk exists. Answer: its path.
     #[serde(rename = "dev.container.Images.EmptyUpper")]
     EmptyUpper,
+    /// Makes the file that the one descriptor leads to an empty volume. Answer: `()`.
+    #[serde(rename = "dev.container.Images.FormatVolume")]
+    FormatVolume(FormatVolume),
     /// Makes a kernel bundle from the descriptors' files, or from what `url` names, and makes it
     /// this installation's kernel. Progress; answer: [`KernelBundle`].
     #[serde(rename = "dev.container.Images.InstallKernel")]
@@ -265,6 +268,34 @@ pub struct Removed {
     pub kept_in_use: Vec<String>,
     /// Bytes on the host's disk that came back.
     pub reclaimed: u64,
+}
+
+/// What [`Request::FormatVolume`] makes: an ext4 whose root has the directory
+/// [`crate::mounts::VOLUME_DATA`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FormatVolume {
+    /// Its length in bytes.
+    pub size_in_bytes: u64,
+    /// Length of its journal.
+    pub journal_mib: u32,
+    /// The journal's mode.
+    pub journal: JournalMode,
+    /// The file system's UUID.
+    pub uuid: [u8; 16],
+}
+
+/// When a file's bytes reach the disk, next to the journal's transactions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JournalMode {
+    /// Before the metadata that leads to them.
+    #[default]
+    Ordered,
+    /// At any time.
+    Writeback,
+    /// Through the journal.
+    Journal,
 }
 
 /// Where a kernel comes from.

@@ -88,7 +88,21 @@ pub struct Mount {
     /// Volume: made for this container, removed with it by `--rm`.
     #[serde(default)]
     pub anonymous: bool,
+    /// Volume: of [`VolumeKind::Shared`].
+    #[serde(default)]
+    pub shared: bool,
 }
+
+impl Mount {
+    /// Whether the file server shows it. The others are disks; both are in the order of the mounts
+    /// in [`crate::runtime::VmSpec`].
+    pub fn is_share(&self) -> bool {
+        self.kind == MountKind::Bind || self.shared
+    }
+}
+
+/// What of a block volume's file system its containers see.
+pub const VOLUME_DATA: &str = "data";
 
 /// How a volume is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -92,6 +92,11 @@ impl AppRoot {
         self.0.join("spares")
     }
 
+    /// Volumes, a directory each.
+    pub fn volumes(&self) -> PathBuf {
+        self.0.join("volumes")
+    }
+
     /// What `container-network` owns.
     pub fn networks(&self) -> PathBuf {
         self.0.join("networks")

@@ -602,6 +602,9 @@ pub struct DiskUsage {
     pub templates: UsageOf,
     /// Spare VMs.
     pub spares: UsageOf,
+    /// Volumes.
+    #[serde(default)]
+    pub volumes: UsageOf,
 }
 
 /// What runs the guest's code.

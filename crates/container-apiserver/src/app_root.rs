@@ -33,7 +33,7 @@ pub fn prepare(root: &AppRoot) -> Result<()> {
     make_private(path).map_err(|e| e.context(at(path)))?;
     let (state, kept) = (
         [root.logs(), root.images(), root.kernels()],
-        [root.containers(), root.templates(), root.spares(), root.networks()],
+        [root.containers(), root.templates(), root.spares(), root.networks(), root.volumes()],
     );
     for directory in state.into_iter().chain(kept) {
         make_private(&directory).map_err(|e| e.context(directory.display()))?;

@@ -60,6 +60,7 @@ impl Engine {
         let (unpacked, image) = self.image(options, &reservation, responder).await?;
         let defaults = &self.config.container;
         let (mut config, warnings) = merge::configure(id, options, &unpacked, defaults)?;
+        let made = self.mount_volumes(options, &mut config, &reservation).await?;
         if kernel_file.is_some() {
             config.kernel = Some(self.root.container(&config.id).join(OWN_KERNEL));
         }
@@ -87,6 +88,7 @@ impl Engine {
             return Err(self.failed(error));
         }
         let container = self.add(Container::new(record));
+        made.keep();
         steps.done("row and name");
         *container.creation.lock().unwrap_or_else(PoisonError::into_inner) = steps.spans;
         Ok(Created { id: container.id().to_owned(), warnings })
@@ -136,7 +138,8 @@ impl Engine {
         }
     }
 
-    fn no_space(&self) -> ApiError {
+    /// The disk that the app root is on is full.
+    pub fn no_space(&self) -> ApiError {
         let message = format!("no space left in {}", self.root.path().display());
         ApiError::new(ErrorCode::ResourceExhausted, message)
     }

@@ -27,6 +27,7 @@ use crate::spare::Spares;
 use crate::starts::Starts;
 use crate::store::{ImageDisk, Store};
 use crate::template::{Shape, Templates};
+use crate::volumes::Volumes;
 
 /// How long an operation waits for another one on the same container.
 const TURN_DEADLINE: Duration = Duration::from_secs(30);
@@ -44,6 +45,8 @@ pub struct Engine {
     pub images: Images,
     /// `container-network`.
     pub networks: Networks,
+    /// Volumes.
+    pub volumes: Volumes,
     /// What is known of images.
     pub prepared: Prepared,
     /// What runs VMs here.
@@ -82,6 +85,7 @@ struct Registry {
 struct Reserved {
     image: Option<ImageDisk>,
     networks: Vec<String>,
+    volumes: Vec<String>,
 }
 
 /// A name that nobody else can take; given back on drop.
@@ -102,6 +106,11 @@ impl Reservation {
         self.change(|reserved| reserved.networks = networks);
     }
 
+    /// Says which volumes the container will have: from now on they can't be removed.
+    pub fn mounts(&self, volumes: Vec<String>) {
+        self.change(|reserved| reserved.volumes = volumes);
+    }
+
     fn change(&self, change: impl FnOnce(&mut Reserved)) {
         change(self.engine.registry().reserved.entry(self.id.clone()).or_default());
     }
@@ -119,6 +128,7 @@ impl Engine {
         Engine {
             images: Images::new(&root),
             networks: Networks::new(&root),
+            volumes: Volumes::new(&root),
             prepared: Prepared::default(),
             probe: Probe::default(),
             templates: Templates::new(&root, &config),
@@ -224,6 +234,24 @@ impl Engine {
             reserved.networks.iter().map(|network| (network.clone(), id.clone()))
         });
         existing.chain(reserved).collect()
+    }
+
+    /// Volumes that containers are configured with, also those that are being created, each with
+    /// the container.
+    pub fn volume_users(&self) -> Vec<(String, String)> {
+        let registry = self.registry();
+        let existing = registry.containers.values().flat_map(|container| {
+            let names = crate::volumes::names(&container.config);
+            names.into_iter().map(|name| (name, container.id().to_owned()))
+        });
+        let reserved = registry.reserved.iter().flat_map(|(id, reserved)| {
+            reserved.volumes.iter().map(|volume| (volume.clone(), id.clone()))
+        });
+        let mut all: Vec<_> = existing.chain(reserved).collect();
+        // A container that was just made is in both.
+        all.sort();
+        all.dedup();
+        all
     }
 
     /// Applies an event to a container and writes it down; false when it means nothing now.

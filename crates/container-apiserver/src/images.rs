@@ -69,6 +69,16 @@ impl Images {
         client.call_with_progress(request, &[], Some(SILENCE), |_: Value| {}).await
     }
 
+    /// One call that brings a descriptor.
+    pub async fn call_with<R: DeserializeOwned>(
+        &self,
+        request: &Request,
+        fd: BorrowedFd<'_>,
+    ) -> Result<R> {
+        let mut client = self.0.connect().await?;
+        client.call_with_progress(request, &[fd], Some(SILENCE), |_: Value| {}).await
+    }
+
     /// Ends the service when it runs.
     pub async fn end(&self) {
         self.0.end(&Request::Shutdown, END_DEADLINE).await;

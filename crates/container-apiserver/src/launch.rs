@@ -14,7 +14,7 @@ use std::sync::{Mutex, OnceLock};
 
 use container_api::network::{Attach, Attached};
 use container_api::paths::container_files as names;
-use container_api::runtime::{GuestNetwork, ProbeReport, VmSpec};
+use container_api::runtime::{GuestNetwork, ProbeReport, VmSpec, VolumeDisk};
 use container_api::types::VmOrigin;
 use container_api::{ApiError, ErrorCode, Result, paths, trace};
 
@@ -42,6 +42,7 @@ pub struct Plan {
     report: Arc<ProbeReport>,
     image_disk: PathBuf,
     directory: PathBuf,
+    volumes: Vec<VolumeDisk>,
     /// No program will run.
     maintenance: bool,
 }
@@ -94,7 +95,8 @@ impl Engine {
         }
         let shape = self.shape(&kernel, &report, container.config.resources);
         let directory = self.directory(container);
-        Ok(Plan { kernel, shape, report, image_disk, directory, maintenance: false })
+        let volumes = self.volume_disks(&container.config)?;
+        Ok(Plan { kernel, shape, report, image_disk, directory, volumes, maintenance: false })
     }
 
     /// Gets a VM that no program will run in: a spare, one from a template, or one that boots.
@@ -292,6 +294,7 @@ impl Engine {
 fn write_spec(plan: &Plan, spec: &mut VmSpec) -> Result<()> {
     spec.image_disk = plan.image_disk.clone();
     spec.upper_disk = plan.directory.join(names::UPPER);
+    spec.volumes = plan.volumes.clone();
     spec.maintenance = plan.maintenance;
     if plan.maintenance {
         spec.shares.clear();

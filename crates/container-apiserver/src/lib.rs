@@ -61,4 +61,5 @@ pub mod store;
 pub mod template;
 pub mod usage;
 pub mod validate;
+pub mod volumes;
 pub mod watch;

@@ -98,7 +98,7 @@ pub fn configure(
     validate::process::check(&init_process)?;
     for volume in &image.config.volumes {
         warnings.push(format!(
-            "the image's volume {} is kept in the container itself: volumes are not supported yet",
+            "the image's volume {} is kept in the container itself: give it one with --volume",
             escape(volume)
         ));
     }

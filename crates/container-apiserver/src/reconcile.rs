@@ -61,7 +61,8 @@ pub fn open_store(root: &AppRoot) -> Result<Store> {
 
 /// Makes the engine's containers what they are.
 pub async fn reconcile(engine: &Arc<Engine>) -> Result<()> {
-    let (leftovers, mut directories) = scan(&engine.root)?;
+    let (mut leftovers, mut directories) = scan(&engine.root)?;
+    leftovers.extend(engine.volumes.load()?);
     let (records, unreadable) = engine.store.load()?;
     let mut boots = Vec::new();
     for record in records {

@@ -184,12 +184,13 @@ impl Apiserver {
             Request::Networks(request) => {
                 while_wanted(responder, engine.network_request(request)).await
             }
-            Request::CreateVolume(_)
-            | Request::DeleteVolume { .. }
-            | Request::ListVolumes
-            | Request::PruneVolumes => {
-                Err(ApiError::new(ErrorCode::Unsupported, "volumes are not supported yet"))
+            Request::CreateVolume(options) => Reply::new(&engine.create_volume(&options).await?),
+            Request::DeleteVolume { name } => {
+                engine.delete_volume(&name).await?;
+                Reply::done()
             }
+            Request::ListVolumes => Reply::new(&engine.list_volumes().await?),
+            Request::PruneVolumes => Reply::new(&engine.prune_volumes().await?),
             Request::Prune => Reply::new(&engine.prune().await?),
         }
     }
@@ -226,6 +227,9 @@ impl Apiserver {
                 *in_use = engine.digests_in_use();
             }
             images::Request::DiskUsage { in_use } => *in_use = engine.digests_in_use(),
+            images::Request::FormatVolume(_) => {
+                return Err(ApiError::invalid("volumes are made by 'volume create'"));
+            }
             images::Request::Shutdown => {
                 return Err(ApiError::invalid("the image service ends with this one"));
             }

@@ -67,7 +67,12 @@ impl Engine {
             container.begin_anew();
         }
         let under_way = self.starts.begin();
-        let plan = match self.plan(container).await {
+        let plan = async {
+            let claim = self.claim_volumes(container).await?;
+            Ok((claim, self.plan(container).await?))
+        };
+        // Until the container is known to run, or not to.
+        let (_claim, plan) = match plan.await {
             Ok(plan) => plan,
             Err(error) => return Err(self.not_launched(container, error).await?),
         };

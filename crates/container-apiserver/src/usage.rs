@@ -29,11 +29,13 @@ impl Engine {
             memory_in_bytes: 0,
         };
         let engine = self.clone();
-        let containers = tokio::task::spawn_blocking(move || engine.containers_usage())
+        let measure = move || (engine.containers_usage(), engine.volumes_usage());
+        let (containers, volumes) = tokio::task::spawn_blocking(measure)
             .await
             .map_err(|e| ApiError::internal(e.to_string()))?;
         let templates = self.templates.usage(&self.templates_in_use());
-        Ok(DiskUsage { images, containers, templates, spares: self.spares.usage() })
+        let spares = self.spares.usage();
+        Ok(DiskUsage { images, containers, templates, spares, volumes })
     }
 
     fn containers_usage(&self) -> UsageOf {

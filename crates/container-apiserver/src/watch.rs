@@ -101,6 +101,7 @@ async fn finish(
     {
         tracing::error!(container = container.id(), %error, "files of a container stay");
     }
+    engine.remove_own_volumes(container).await;
 }
 
 /// The hypervisor dies with its helper, its parent; this makes sure.
@@ -158,9 +159,21 @@ impl Engine {
 
     /// Removes a container that has ended or never run; the bytes of disk that came back.
     pub async fn remove(&self, container: &Arc<Container>) -> Result<u64> {
-        match self.withdraw(container, None)? {
+        let aside = self.withdraw(container, None)?;
+        self.remove_own_volumes(container).await;
+        match aside {
             Some(path) => remove_aside(path).await,
             None => Ok(0),
+        }
+    }
+
+    /// Removes the volumes that were made for a container which removed itself.
+    async fn remove_own_volumes(&self, container: &Container) {
+        let config = &container.config;
+        if config.auto_remove && container.live().removed {
+            let own = config.mounts.iter().filter(|mount| mount.anonymous);
+            let own: Vec<_> = own.map(|mount| mount.source.to_string_lossy().into_owned()).collect();
+            self.remove_anonymous(&own).await;
         }
     }
 }

@@ -313,6 +313,11 @@ impl Service for Images {
             Request::EmptyUpper => {
                 Reply::new(&blocking(move || unpack::empty_upper(&store)).await?)
             }
+            Request::FormatVolume(format) => {
+                let file = one(fds)?;
+                blocking(move || unpack::format_volume(&file.into(), format)).await?;
+                Reply::done()
+            }
             Request::InstallKernel(request) => {
                 Reply::new(&self.install_kernel(request, fds, responder).await?)
             }

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use container_api::ErrorCode;
 use container_api::escape::escape;
+use container_api::images::{FormatVolume, JournalMode};
+use container_api::mounts::VOLUME_DATA;
 use container_api::paths::DISK_LEN;
 use container_rootfs::{
     ApplyError, Decompressor, FinishError, ImageBuilder, Limits, ReadAhead, ext4,
@@ -73,6 +75,28 @@ pub fn empty_upper(store: &Store) -> Result<PathBuf> {
         })?;
     }
     Ok(path)
+}
+
+/// Makes a file an empty volume, durably.
+pub fn format_volume(file: &File, format: FormatVolume) -> Result<()> {
+    let params = ext4::Params {
+        uuid: format.uuid,
+        journal_mib: format.journal_mib,
+        journal_mode: match format.journal {
+            JournalMode::Ordered => ext4::JournalMode::Ordered,
+            JournalMode::Writeback => ext4::JournalMode::Writeback,
+            JournalMode::Journal => ext4::JournalMode::Data,
+        },
+        directories: &[VOLUME_DATA],
+        stop_on_errors: true,
+        ..ext4::Params::default()
+    };
+    let volume = Path::new("the volume's file");
+    ext4::write_empty(file, format.size_in_bytes, &params).map_err(|e| match e {
+        ext4::WriteError::Io(source) => io_error("writing", volume)(source),
+        other => Error::Internal(other.to_string()),
+    })?;
+    file.sync_all().map_err(io_error("writing", volume))
 }
 
 /// Writes a file under a temporary name and gives it its own when its bytes are on the disk.

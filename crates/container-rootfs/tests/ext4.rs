@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 use std::time::Instant;
 
-use container_rootfs::ext4::{Params, write_empty};
+use container_rootfs::ext4::{JournalMode, Params, write_empty};
 
 fn check(file: &tempfile::NamedTempFile) {
     let output = Command::new("e2fsck")
@@ -28,6 +28,11 @@ fn e2fsck_finds_nothing_at_any_size() {
         ((1 << 30) + 5000, base),
         (100 << 20, Params { journal_mib: 4, ..base }),
         (1 << 42, Params { inodes_per_group: 16, ..base }),
+        // As volumes are.
+        (64 << 30, Params { directories: &["data"], stop_on_errors: true, ..base }),
+        (16 << 20, Params { directories: &["data"], journal_mib: 4, ..base }),
+        (1 << 30, Params { directories: &[], journal_mode: JournalMode::Data, ..base }),
+        (1 << 30, Params { directories: &["a", "b", "c", "d"], ..base }),
     ];
     for (len, params) in sizes {
         let file = tempfile::NamedTempFile::new().unwrap();

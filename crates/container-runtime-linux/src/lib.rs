@@ -58,3 +58,4 @@ pub mod throwaway;
 pub mod timeline;
 pub mod usage;
 pub mod vm;
+pub mod volumes;

@@ -33,7 +33,7 @@ use crate::hypervisor::{ExtraNic, Hypervisor, Vm, VmExit};
 use crate::port::Wishes;
 use crate::state::State;
 use crate::vm::Blueprint;
-use crate::{exit, limits, network, setup, sockets};
+use crate::{exit, limits, network, setup, sockets, vm, volumes};
 
 /// After the start of the program: when the rest of the drivers and the kernel's log are seen to,
 /// so that it does not compete with the program's first steps.
@@ -126,7 +126,7 @@ impl<'a, V: Vm> Machine<'a, V> {
                     swap_disks(container, vm, disks, swapped).await;
                 }
             };
-            tokio::join!(swap, plug_nics(container, vm, nics));
+            tokio::join!(swap, plug_nics(container, vm, nics), plug_volumes(container, vm));
             match &mut self.wishes {
                 Some(wishes) => wishes.fulfil(vm).await,
                 None => std::future::pending().await,
@@ -261,6 +261,26 @@ async fn plug_nics<V: Vm>(container: &Container, vm: &V, nics: Vec<ExtraNic>) {
     }
 }
 
+/// Gives a VM that runs the container's volumes. A failure ends the container.
+async fn plug_volumes<V: Vm>(container: &Container, vm: &V) {
+    let spec = &container.spec;
+    if spec.volumes.is_empty() {
+        return;
+    }
+    let began_ns = now_ns();
+    let plugged = async {
+        let jail = vm::jail(spec.allow_missing.clone(), spec.jail_uid)?;
+        volumes::plug(vm, spec, &jail).await
+    };
+    match plugged.await {
+        Ok(()) => container.timeline.span("volumes plugged", began_ns),
+        Err(error) => {
+            let reason = format!("the VM did not take a volume: {error:#}");
+            container.conclude(exit::failure(reason), Manner::Kill);
+        }
+    }
+}
+
 /// Sets the guest up and listens to it until its channel is lost.
 async fn accompany(
     container: Arc<Container>,
@@ -388,8 +408,9 @@ fn init_ended(container: &Container, exited: &ProcessExited) {
     if let Some(init) = container.init() {
         init.conclude(record.clone());
     }
-    // What `--rm` removes need not be unmounted.
-    let manner = if container.config.auto_remove { Manner::Kill } else { Manner::Orderly };
+    // What `--rm` removes need not be unmounted; volumes stay.
+    let nothing_stays = container.config.auto_remove && container.spec.volumes.is_empty();
+    let manner = if nothing_stays { Manner::Kill } else { Manner::Orderly };
     container.conclude(record, manner);
 }
 

@@ -1,12 +1,13 @@
 //! From the container's configuration to the guest's words.
 
 use container_api::ApiError;
-use container_api::runtime::GuestNetwork;
+use container_api::mounts::Mount;
+use container_api::runtime::{GuestNetwork, SHARE_TAG, volume_serial};
 use container_api::types::{self, ByteString, ContainerConfig, ProcessConfig};
 use vminitd_protocol::capability;
 use vminitd_protocol::message::{
-    ContainerSpec, Limits, ProcessSpec, RLIMITS, Rlimit, StartContainer, Stdio, TerminalSize,
-    TmpfsMount, User,
+    ContainerSpec, DiskSource, Limits, MountSource, MountSpec, ProcessSpec, RLIMITS, Rlimit,
+    ShareSource, StartContainer, Stdio, TerminalSize, TmpfsMount, User,
 };
 
 use crate::{seccomp, sockets};
@@ -36,8 +37,32 @@ pub fn container(
         resolv_conf: network.and_then(resolv_conf).unwrap_or_default(),
         limits: Some(limits),
         sockets: sockets::in_guest(config),
+        mounts: mounts(&config.mounts),
         ..ContainerSpec::default()
     })
+}
+
+/// Shares and volumes, each by its number among its kind.
+fn mounts(mounts: &[Mount]) -> Vec<MountSpec> {
+    let (mut shares, mut disks) = (0.., 0..);
+    let mut source = move |mount: &Mount| match mount.is_share() {
+        true => MountSource::Share(ShareSource {
+            tag: SHARE_TAG.into(),
+            name: shares.next().unwrap_or(0).to_string(),
+            file: mount.identity.is_some_and(|identity| !identity.directory),
+            copy: mount.copy,
+        }),
+        false => MountSource::Disk(DiskSource {
+            serial: volume_serial(disks.next().unwrap_or(0)),
+            copy: mount.copy,
+        }),
+    };
+    let spec = move |mount: &Mount| MountSpec {
+        path: mount.destination.0.clone(),
+        read_only: mount.read_only,
+        source: Some(source(mount)),
+    };
+    mounts.iter().map(spec).collect()
 }
 
 /// The start of the first process.

@@ -109,7 +109,11 @@ impl Blueprint {
         let origin = Origin::Template {
             ram: template.ram.clone(),
             state: state.into(),
-            sharing: RamSharing::CopyOnWrite,
+            // A file server maps the RAM.
+            sharing: match self.spec.shares.is_empty() {
+                true => RamSharing::CopyOnWrite,
+                false => RamSharing::Copy,
+            },
         };
         self.config(origin).map(Some)
     }
@@ -139,6 +143,7 @@ impl Blueprint {
             vcpus: spec.resources.cpus,
             image: spec.image_disk.clone(),
             upper: writable_disk(spec)?,
+            takes_plugs: !spec.volumes.is_empty() || !spec.shares.is_empty(),
         })
     }
 }

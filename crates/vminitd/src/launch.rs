@@ -28,8 +28,11 @@ mod program;
 mod rehearsal;
 pub mod report;
 pub mod socket;
+mod sources;
 mod stdio;
+mod tree;
 mod user;
+mod volumes;
 
 use crate::cgroup::{self, Room};
 use crate::failure::{Context, Failure};
@@ -47,7 +50,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 pub use stdio::{GuestEnds, resize};
 use vminitd_protocol::message::ErrorCode::{Exhausted, Internal, InvalidState};
-use vminitd_protocol::message::{ProcessSpec, StartContainer};
+use vminitd_protocol::message::{MountSource, MountSpec, ProcessSpec, StartContainer};
 
 /// The container's own devpts instance, as PID 1 sees it.
 pub const DEVPTS: &str = "/run/pts";
@@ -77,6 +80,8 @@ pub struct Container {
     pub pidfd: OwnedFd,
     /// What its cgroup can have at most.
     pub room: Room,
+    /// Serial numbers of the disks that are mounted in it.
+    pub volumes: Vec<String>,
     hostname: String,
     surroundings: Surroundings,
 }
@@ -91,7 +96,12 @@ pub fn start_container(
     let (surroundings, launched) = first::start(start, ahead)?;
     let pidfd = launched.pidfd.try_clone().internal("duplicate a process handle")?;
     let hostname = start.container.hostname.clone();
-    Ok((Container { pidfd, room, hostname, surroundings }, launched))
+    let disk = |mount: &MountSpec| match &mount.source {
+        Some(MountSource::Disk(disk)) => Some(disk.serial.clone()),
+        _ => None,
+    };
+    let volumes = start.container.mounts.iter().filter_map(disk).collect();
+    Ok((Container { pidfd, room, volumes, hostname, surroundings }, launched))
 }
 
 /// Starts one more process in a living container.

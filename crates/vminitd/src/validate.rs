@@ -74,13 +74,19 @@ pub fn container(spec: &ContainerSpec) -> Result<(), Failure> {
         (1..=MAX_HOSTNAME).contains(&hostname.len()) && hostname.bytes().all(legal),
         "host name is not valid",
     )?;
-    let lists = spec.masked_paths.len() + spec.read_only_paths.len() + spec.tmpfs.len();
+    let mounts = spec.tmpfs.len() + spec.mounts.len();
+    let lists = spec.masked_paths.len() + spec.read_only_paths.len() + mounts;
     check(lists <= MAX_PATHS, "too many paths")?;
     let mut paths = spec.masked_paths.iter().chain(&spec.read_only_paths);
     check(paths.all(|p| path(p)), "a masked or read-only path is not absolute")?;
     for tmpfs in &spec.tmpfs {
         check(path(&tmpfs.path), "tmpfs path is not absolute")?;
         check(tmpfs.path.iter().any(|b| *b != b'/'), "a tmpfs can't replace the root")?;
+    }
+    for mount in &spec.mounts {
+        check(path(&mount.path), "a mount's path is not absolute")?;
+        check(mount.path.iter().any(|b| *b != b'/'), "a mount can't replace the root")?;
+        check(mount.source.is_some(), "a mount's source is not known here")?;
     }
     check(spec.sockets.len() <= MAX_SOCKETS, "too many sockets")?;
     spec.sockets.iter().try_for_each(|socket| socket_path(&socket.path))?;

@@ -38,7 +38,6 @@ fn later_parts_are_refused_by_name() {
         &["run", "--mount", "type=bind", "busybox"],
         &["run", "--virtualization", "busybox"],
         &["build", "."],
-        &["volume", "create", "v"],
         &["image", "push", "x"],
         &["machine", "list"],
     ] {

@@ -226,6 +226,7 @@ fn images(request: &images::Request) -> Description {
         images::Request::Prune { all, .. } => new("image prune", Frees).with("all", json!(all)),
         images::Request::Prepare { pull } => new("image prepare", Changes).about(&pull.reference),
         images::Request::EmptyUpper => new("empty upper", Changes),
+        images::Request::FormatVolume(_) => new("format volume", Changes),
         images::Request::InstallKernel(_) => new("kernel set", Changes),
         images::Request::DiskUsage { .. } => new("disk usage", Reads),
         images::Request::Shutdown => new("image shutdown", Frees),

@@ -1,17 +1,17 @@
 //! Contents of the directories: one block each.
 
-use super::{BLOCK, DIRECTORIES, ROOT_INODE};
+use super::{BLOCK, Params, ROOT_INODE};
 
 const TYPE_DIRECTORY: u8 = 2;
 /// Bytes of an entry before its name.
 const HEADER: usize = 8;
 
-/// The blocks of the root and of [`DIRECTORIES`], in this order.
-pub(super) fn encode() -> Vec<u8> {
+/// The blocks of the root and of its directories, in this order.
+pub(super) fn encode(params: &Params) -> Vec<u8> {
     let mut out = Vec::new();
     let dots = [(ROOT_INODE, "."), (ROOT_INODE, "..")];
-    encode_block(&[&dots[..], &DIRECTORIES].concat(), &mut out);
-    for (number, _) in DIRECTORIES {
+    encode_block(&dots.into_iter().chain(params.directories()).collect::<Vec<_>>(), &mut out);
+    for (number, _) in params.directories() {
         encode_block(&[(number, "."), (ROOT_INODE, "..")], &mut out);
     }
     out

@@ -1,7 +1,7 @@
 //! The first block of the first inode table.
 
 use super::layout::Layout;
-use super::{BLOCK, DIRECTORIES, INODE, JOURNAL_INODE, Params, ROOT_INODE};
+use super::{BLOCK, INODE, JOURNAL_INODE, Params, ROOT_INODE};
 
 /// Bytes of an inode's fields behind the first 128.
 pub(super) const EXTRA_SIZE: u16 = 32;
@@ -22,7 +22,7 @@ pub(super) fn encode_table(layout: &Layout, params: &Params) -> Vec<u8> {
     let root = NewInode {
         number: ROOT_INODE,
         mode: 0o040755,
-        links: 2 + DIRECTORIES.len() as u16,
+        links: 2 + params.directories().count() as u16,
         block: layout.dirs,
         blocks: 1,
     };
@@ -33,7 +33,7 @@ pub(super) fn encode_table(layout: &Layout, params: &Params) -> Vec<u8> {
         block: layout.journal,
         blocks: layout.journal_blocks,
     };
-    let directories = (1..).zip(DIRECTORIES).map(|(index, (number, name))| NewInode {
+    let directories = (1..).zip(params.directories()).map(|(index, (number, name))| NewInode {
         number,
         mode: if name == "lost+found" { 0o040700 } else { 0o040755 },
         links: 2,

@@ -1,6 +1,6 @@
 //! Where everything goes, and the groups' tables that follow from it.
 
-use super::{BLOCK, BLOCKS_PER_GROUP, DIRECTORIES, INODE, Params, USED_INODES, WriteError};
+use super::{BLOCK, BLOCKS_PER_GROUP, INODE, MAX_DIRECTORIES, Params, WriteError};
 
 const DESCRIPTOR: u64 = 32;
 const FLAG_INODE_UNINIT: u16 = 1;
@@ -22,6 +22,9 @@ pub(super) struct Layout {
     pub(super) dirs: u64,
     pub(super) journal: u64,
     pub(super) journal_blocks: u64,
+    /// Directories beside the root.
+    pub(super) directories: u64,
+    pub(super) used_inodes: u32,
     /// First block that is free.
     pub(super) end: u64,
 }
@@ -38,6 +41,9 @@ impl Layout {
         if !(4..=128).contains(&params.journal_mib) {
             return Err(WriteError::Params("journal_mib"));
         }
+        if params.directories.len() > MAX_DIRECTORIES {
+            return Err(WriteError::Params("directories"));
+        }
         let blocks = len / BLOCK;
         let groups = blocks.div_ceil(BLOCKS_PER_GROUP);
         let descriptor_blocks = (groups * DESCRIPTOR).div_ceil(BLOCK);
@@ -45,7 +51,8 @@ impl Layout {
         let inode_bitmaps = block_bitmaps + groups;
         let inode_tables = inode_bitmaps + groups;
         let dirs = inode_tables + groups * inodes_per_group * INODE / BLOCK;
-        let journal = dirs + 1 + DIRECTORIES.len() as u64;
+        let directories = params.directories().count() as u64;
+        let journal = dirs + 1 + directories;
         let journal_blocks = (u64::from(params.journal_mib) << 20) / BLOCK;
         let end = journal + journal_blocks;
         // Some room to be of use.
@@ -64,6 +71,8 @@ impl Layout {
             dirs,
             journal,
             journal_blocks,
+            directories,
+            used_inodes: params.used_inodes(),
             end,
         })
     }
@@ -93,8 +102,8 @@ impl Layout {
         for group in 0..self.groups {
             let used = self.used_blocks(group);
             let free_inodes =
-                self.inodes_per_group - if group == 0 { u64::from(USED_INODES) } else { 0 };
-            let directories = if group == 0 { 1 + DIRECTORIES.len() as u16 } else { 0 };
+                self.inodes_per_group - if group == 0 { u64::from(self.used_inodes) } else { 0 };
+            let directories = if group == 0 { 1 + self.directories as u16 } else { 0 };
             let block_flag = if self.has_bitmap(group) { 0 } else { FLAG_BLOCK_UNINIT };
             let inode_flag = if group == 0 { 0 } else { FLAG_INODE_UNINIT };
             let start = out.len();
@@ -136,7 +145,7 @@ impl Layout {
     /// The inode bitmap of the first group, the only one that is initialised.
     pub(super) fn encode_inode_bitmap(&self) -> Vec<u8> {
         let mut bitmap = vec![0; BLOCK as usize];
-        set_bits(&mut bitmap, 0, u64::from(USED_INODES));
+        set_bits(&mut bitmap, 0, u64::from(self.used_inodes));
         set_bits(&mut bitmap, self.inodes_per_group, 8 * BLOCK);
         bitmap
     }

@@ -1,4 +1,4 @@
-//! Writing the empty ext4 that a container writes to.
+//! Writing the empty ext4 that a container, or a volume's user, writes to.
 //!
 //! Of a file system of 64 GiB less than 100 KiB are written; the rest is a hole. That works
 //! because every group's bitmaps and inode table are either written or marked as not initialised,
@@ -11,7 +11,7 @@
 //! …              group descriptors, 32 bytes each
 //! …              block bitmaps of all groups, then inode bitmaps, then inode tables:
 //!                one flexible group holds them all
-//! …              directories: /, lost+found, upper, work
+//! …              directories: /, lost+found, and those asked for
 //! …              the journal
 //! ```
 //!
@@ -34,9 +34,22 @@ const INODE: u64 = 256;
 const ROOT_INODE: u32 = 2;
 const JOURNAL_INODE: u32 = 8;
 const FIRST_INODE: u32 = 11;
-/// Directories that are there from the beginning.
-const DIRECTORIES: [(u32, &str); 3] = [(FIRST_INODE, "lost+found"), (12, "upper"), (13, "work")];
-const USED_INODES: u32 = 13;
+/// Directories that fit into the first block of inodes beside the reserved ones.
+const MAX_DIRECTORIES: usize = 4;
+/// A container's upper disk has these, for overlayfs.
+const OVERLAY: &[&str] = &["upper", "work"];
+
+/// When data reaches the disk, next to the journal's transactions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum JournalMode {
+    /// Before the metadata that leads to it.
+    #[default]
+    Ordered,
+    /// At any time.
+    Writeback,
+    /// Through the journal.
+    Data,
+}
 
 /// What differs between file systems.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,12 +62,38 @@ pub struct Params {
     pub inodes_per_group: u32,
     /// Length of the journal in MiB, 4 to 128.
     pub journal_mib: u32,
+    /// The journal's mode, where the mount does not say another.
+    pub journal_mode: JournalMode,
+    /// Directories at the root beside `lost+found`, at most four: mode 0755, root's.
+    pub directories: &'static [&'static str],
+    /// What is found damaged makes the kernel stop writing, rather than go on.
+    pub stop_on_errors: bool,
+}
+
+impl Params {
+    /// All directories with their inodes.
+    fn directories(&self) -> impl Iterator<Item = (u32, &'static str)> {
+        (FIRST_INODE..).zip(std::iter::once("lost+found").chain(self.directories.iter().copied()))
+    }
+
+    fn used_inodes(&self) -> u32 {
+        FIRST_INODE + self.directories.len() as u32
+    }
 }
 
 impl Default for Params {
-    /// No UUID and time; 4,194,304 inodes for 64 GiB; a journal of 32 MiB.
+    /// A container's upper disk: no UUID and time; 4,194,304 inodes for 64 GiB; a journal of
+    /// 32 MiB; `/upper` and `/work` for overlayfs.
     fn default() -> Self {
-        Self { uuid: [0; 16], created: 0, inodes_per_group: 8192, journal_mib: 32 }
+        Self {
+            uuid: [0; 16],
+            created: 0,
+            inodes_per_group: 8192,
+            journal_mib: 32,
+            journal_mode: JournalMode::Ordered,
+            directories: OVERLAY,
+            stop_on_errors: false,
+        }
     }
 }
 
@@ -80,9 +119,7 @@ pub enum WriteError {
     Io(#[from] io::Error),
 }
 
-/// Makes `file` an empty ext4 of `len` bytes (sparse), with the directories `/upper` and `/work`
-/// for overlayfs, both of mode 0755 and owned by root. What the file held is lost; it isn't
-/// synced.
+/// Makes `file` an empty ext4 of `len` bytes (sparse). What the file held is lost; it isn't synced.
 ///
 /// # Errors
 /// When a parameter is out of range or the file can't be written.
@@ -98,7 +135,7 @@ pub fn write_empty(file: &File, len: u64, params: &Params) -> Result<(), WriteEr
     }
     file.write_all_at(&layout.encode_inode_bitmap(), layout.inode_bitmaps * BLOCK)?;
     file.write_all_at(&inode::encode_table(&layout, params), layout.inode_tables * BLOCK)?;
-    file.write_all_at(&dirs::encode(), layout.dirs * BLOCK)?;
+    file.write_all_at(&dirs::encode(params), layout.dirs * BLOCK)?;
     file.write_all_at(&superblock::encode_journal(&layout, params), layout.journal * BLOCK)?;
     Ok(())
 }

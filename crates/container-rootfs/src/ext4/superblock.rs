@@ -2,7 +2,7 @@
 
 use super::inode;
 use super::layout::Layout;
-use super::{BLOCK, BLOCKS_PER_GROUP, FIRST_INODE, INODE, JOURNAL_INODE, Params, USED_INODES};
+use super::{BLOCK, BLOCKS_PER_GROUP, FIRST_INODE, INODE, JOURNAL_INODE, JournalMode, Params};
 
 const OFFSET: usize = 1024;
 
@@ -23,6 +23,7 @@ const RO_COMPAT_EXTRA_ISIZE: u32 = 0x40;
 
 const STATE_CLEAN: u16 = 1;
 const ERRORS_CONTINUE: u16 = 1;
+const ERRORS_READ_ONLY: u16 = 2;
 const MOUNT_OPTIONS_XATTR_ACL: u32 = 0xc;
 const HASH_HALF_MD4: u8 = 1;
 const FLAG_SIGNED_HASH: u32 = 1;
@@ -53,7 +54,7 @@ pub(super) fn encode(layout: &Layout, params: &Params) -> Vec<u8> {
     sb.u32(0x00, layout.inodes() as u32);
     sb.u32(0x04, layout.blocks as u32);
     sb.u32(0x0c, (layout.blocks - layout.end) as u32);
-    sb.u32(0x10, layout.inodes() as u32 - USED_INODES);
+    sb.u32(0x10, layout.inodes() as u32 - layout.used_inodes);
     sb.u32(0x18, BLOCK.trailing_zeros() - 10);
     sb.u32(0x1c, BLOCK.trailing_zeros() - 10);
     sb.u32(0x20, BLOCKS_PER_GROUP as u32);
@@ -63,7 +64,7 @@ pub(super) fn encode(layout: &Layout, params: &Params) -> Vec<u8> {
     sb.u16(0x36, u16::MAX); // no check after a number of mounts
     sb.u16(0x38, 0xef53);
     sb.u16(0x3a, STATE_CLEAN);
-    sb.u16(0x3c, ERRORS_CONTINUE);
+    sb.u16(0x3c, if params.stop_on_errors { ERRORS_READ_ONLY } else { ERRORS_CONTINUE });
     sb.u32(0x40, params.created); // last check
     sb.u32(0x4c, 1); // revision with dynamic inode sizes
     sb.u32(0x54, FIRST_INODE);
@@ -82,7 +83,12 @@ pub(super) fn encode(layout: &Layout, params: &Params) -> Vec<u8> {
     sb.put(0xec, &params.uuid); // seed of directory hashes
     sb.0[0xfc] = HASH_HALF_MD4;
     sb.0[0xfd] = 1; // a copy of the journal's inode is at 0x10c
-    sb.u32(0x100, MOUNT_OPTIONS_XATTR_ACL);
+    let mode = match params.journal_mode {
+        JournalMode::Ordered => 0,
+        JournalMode::Data => 0x20,
+        JournalMode::Writeback => 0x60,
+    };
+    sb.u32(0x100, MOUNT_OPTIONS_XATTR_ACL | mode);
     sb.u32(0x108, params.created);
     sb.put(0x10c, &inode::extent_root(layout.journal, layout.journal_blocks));
     sb.u32(0x10c + 64, (layout.journal_blocks * BLOCK) as u32);

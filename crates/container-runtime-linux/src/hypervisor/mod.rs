@@ -91,6 +91,8 @@ pub struct VmConfig {
     pub image: PathBuf,
     /// The container's ext4 file of [`DISK_LEN`] bytes, open for writing.
     pub upper: OwnedFd,
+    /// Devices are to be plugged into it though it boots and is no template.
+    pub takes_plugs: bool,
 }
 
 /// Where a guest comes from.
@@ -197,7 +199,8 @@ pub trait Vm {
     async fn set_balloon(&self, bytes: u64) -> Result<(), Error>;
 
     /// Plugs a further disk that the guest finds by `serial` (letters, digits, `-`; at most 20
-    /// bytes). Legal while running, in a VM that was restored; four devices in all.
+    /// bytes). Legal while running, in a VM that was restored or [`VmConfig::takes_plugs`]; four
+    /// devices in all.
     async fn plug_disk(&self, serial: &str, file: OwnedFd, read_only: bool) -> Result<(), Error>;
 
     /// Plugs a shared directory that the guest mounts by `tag` (virtio-fs): the socket of a

@@ -93,7 +93,7 @@ impl Prepared {
 
     /// Makes the jail and starts QEMU in it.
     pub async fn spawn(self) -> Result<Spawned, Error> {
-        let root_ports = root_ports(&self.config.origin);
+        let root_ports = root_ports(&self.config);
         let VmConfig { install, jail, accelerator, origin, nic, more_nics, .. } = self.config;
         let VmConfig { memory_mib, vcpus, image, upper, .. } = self.config;
         let shape = Shape { accelerator, memory_mib, vcpus, root_ports };
@@ -263,16 +263,18 @@ fn check_shared(path: &mut PathBuf, by_other_uid: bool) -> Result<(), Error> {
 }
 
 /// Places for devices that come later.
-fn root_ports(origin: &Origin) -> u32 {
-    match origin {
-        Origin::Cold { ram: None, .. } => 0,
+fn root_ports(config: &VmConfig) -> u32 {
+    match config.origin {
+        Origin::Cold { ram: None, .. } if !config.takes_plugs => 0,
+        Origin::Cold { ram: None, .. } => ROOT_PORTS,
         Origin::Cold { ram: Some(_), .. } | Origin::Template { .. } => ROOT_PORTS,
     }
 }
 
 fn check_nics(config: &VmConfig) -> Result<(), Error> {
     let first = !matches!(config.nic, Nic::None);
-    if config.more_nics.is_empty() || first && root_ports(&config.origin) == 0 {
+    let boots = matches!(config.origin, Origin::Cold { ram: None, .. });
+    if config.more_nics.is_empty() || first && boots {
         return Ok(());
     }
     let reason = "further NICs are for a VM that boots, is no template and has a first one";

@@ -65,6 +65,7 @@ impl Machine {
             vcpus: 1,
             image: self.path("image.erofs"),
             upper: support::disk(&self.path("upper.img"), b"UPPER\n").into(),
+            takes_plugs: false,
         }
     }
 }

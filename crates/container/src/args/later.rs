@@ -14,8 +14,6 @@ const COMMANDS: &[&[&str]] = &[
     &["registry"],
     &["r"],
     &["unpause"],
-    &["volume"],
-    &["v"],
     &["image", "push"],
     &["system", "property"],
 ];

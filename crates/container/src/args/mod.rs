@@ -21,6 +21,7 @@ pub mod system;
 #[cfg(test)]
 mod tests;
 pub mod values;
+pub mod volume;
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -104,6 +105,9 @@ pub enum Command {
     /// Manage networks
     #[command(subcommand, visible_alias = "n")]
     Network(network::Command),
+    /// Manage volumes
+    #[command(subcommand, visible_alias = "v")]
+    Volume(volume::Command),
     /// Manage the services and the guest kernel
     #[command(subcommand, visible_alias = "s")]
     System(system::Command),

@@ -35,6 +35,7 @@ mod service_logs;
 mod stats;
 mod system;
 mod usage;
+mod volume;
 
 /// Calls under way at once when a command names many containers.
 const AT_ONCE: usize = 16;
@@ -79,6 +80,7 @@ pub async fn run(cli: Cli, begun_ns: u64) -> Outcome {
         Command::Logs(args) => logs::logs(&session, args).await,
         Command::Image(command) => image::run(&session, command).await,
         Command::Network(command) => network::run(&session, command).await,
+        Command::Volume(command) => volume::run(&session, command).await,
         Command::System(command) => system::run(&session, command).await,
     }
 }

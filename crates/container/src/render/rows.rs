@@ -1,6 +1,7 @@
 //! The rows of each table.
 
 use container_api::images::{ImageDetails, ImageSummary};
+use container_api::mounts::Volume;
 use container_api::network::{DnsDomain, Network};
 use container_api::types::ContainerSnapshot;
 
@@ -52,6 +53,26 @@ pub fn networks(networks: &[Network]) -> String {
         })
         .collect();
     table(["NETWORK", "STATE", "SUBNET", "SUBNET V6", "MODE", "CONTAINERS"], &rows)
+}
+
+/// `volume list`.
+pub fn volumes(volumes: &[Volume]) -> String {
+    let rows: Vec<_> = volumes
+        .iter()
+        .map(|volume| {
+            let options: Vec<String> =
+                volume.options.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            [
+                volume.name.clone(),
+                if volume.anonymous { "anonymous" } else { "named" }.to_owned(),
+                volume.format.clone(),
+                volume.size_in_bytes.map(size).unwrap_or_default(),
+                size(volume.allocated_in_bytes),
+                options.join(","),
+            ]
+        })
+        .collect();
+    table(["NAME", "TYPE", "FORMAT", "SIZE", "USED", "OPTIONS"], &rows)
 }
 
 /// `system dns list`.

@@ -21,6 +21,7 @@ pub fn table(usage: &DiskUsage) -> String {
         row("Images", usage.images),
         row("Containers", usage.containers),
         row("Templates", usage.templates),
+        row("Volumes", usage.volumes),
         row("Spares", usage.spares),
     ];
     super::table(["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE", "MEMORY"], &rows)
@@ -80,6 +81,7 @@ TYPE        TOTAL  ACTIVE  SIZE    RECLAIMABLE   MEMORY
 Images      2      1       3.0 MB  1.0 MB (33%)  0 B
 Containers  0      0       0 B     0 B (0%)      0 B
 Templates   0      0       0 B     0 B (0%)      0 B
+Volumes     0      0       0 B     0 B (0%)      0 B
 Spares      0      0       0 B     0 B (0%)      0 B
 ";
         assert_eq!(table(&DiskUsage { images, ..DiskUsage::default() }), expected);

@@ -7,7 +7,7 @@
 //! anywhere but into the container.
 
 use super::child::mount_on;
-use super::{ETC, devices, paths, socket};
+use super::{ETC, devices, paths, socket, sources};
 use crate::failure::{Context, Failure};
 use crate::root::ROOT;
 use crate::sys;
@@ -22,7 +22,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use vminitd_protocol::message::ErrorCode::{InvalidRequest, Mount};
 use vminitd_protocol::message::{
-    ContainerSpec, DEFAULT_MASKED_PATHS, DEFAULT_READ_ONLY_PATHS, TmpfsMount,
+    ContainerSpec, DEFAULT_MASKED_PATHS, DEFAULT_READ_ONLY_PATHS, MountSource, MountSpec, TmpfsMount,
 };
 
 const PLAIN: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC).union(MsFlags::MS_NODEV);
@@ -149,6 +149,7 @@ pub fn build(
         sys::move_mount(root, &place).context(Mount, || "take the container's root over")?;
     }
     let sockets = socket::pick_up(&spec.sockets)?;
+    let sources = sources::open(&spec.mounts)?;
     change_root()?;
     let Trees { proc, sys, dev, masked, read_only, etc } = trees;
     attach(dev, c"/dev")?;
@@ -162,9 +163,7 @@ pub fn build(
         mount_kernel("sysfs", "/sys", PLAIN | MsFlags::MS_RDONLY)?;
         mount_kernel("cgroup2", "/sys/fs/cgroup", PLAIN | MsFlags::MS_RDONLY)?;
     }
-    for mount in &spec.tmpfs {
-        mount_tmpfs(mount)?;
-    }
+    lay_mounts(spec, sources)?;
     lay_etc(spec, etc)?;
     for (tree, wanted) in sockets.into_iter().zip(&spec.sockets) {
         socket::lay(tree, wanted)?;
@@ -236,6 +235,57 @@ fn mount_kernel(kind: &str, target: &str, flags: MsFlags) -> Result<(), Failure>
     // Fails below /sys when the directory exists already, and may.
     let _ = fs::create_dir_all(target);
     mount_on(kind, target, kind, flags, "").context(Mount, || format!("mount {kind} at {target}"))
+}
+
+/// Mounts all that was asked for, parents first.
+fn lay_mounts(spec: &ContainerSpec, sources: Vec<OwnedFd>) -> Result<(), Failure> {
+    enum Item<'a> {
+        Tmpfs(&'a TmpfsMount),
+        Mount(&'a MountSpec, OwnedFd),
+    }
+    let tmpfs = spec.tmpfs.iter().map(|tmpfs| (path_of(&tmpfs.path), Item::Tmpfs(tmpfs)));
+    let mounts = spec.mounts.iter().zip(sources);
+    let mounts = mounts.map(|(mount, tree)| (path_of(&mount.path), Item::Mount(mount, tree)));
+    let mut items: Vec<_> = tmpfs.chain(mounts).collect();
+    items.sort_by_key(|(path, _)| path.components().count());
+    items.into_iter().try_for_each(|(_, item)| match item {
+        Item::Tmpfs(tmpfs) => mount_tmpfs(tmpfs),
+        Item::Mount(mount, tree) => lay_mount(mount, &tree),
+    })
+}
+
+fn lay_mount(spec: &MountSpec, tree: &OwnedFd) -> Result<(), Failure> {
+    let path = path_of(&spec.path);
+    let shown = path.display();
+    let target = CString::new(&*spec.path).map_err(|_| Failure::invalid("a NUL byte in a path"))?;
+    match &spec.source {
+        Some(MountSource::Share(share)) if share.file => place_file(path)?,
+        _ => fs::create_dir_all(path)
+            .context(InvalidRequest, || format!("create the directory {shown} for a mount"))?,
+    }
+    sys::move_mount(tree, &target).context(Mount, || format!("mount {shown}"))?;
+    if spec.read_only { paths::make_read_only(path) } else { Ok(()) }
+}
+
+/// Makes sure that there is a file to mount another one on.
+fn place_file(path: &Path) -> Result<(), Failure> {
+    let shown = path.display();
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => {
+            return Err(Failure::new(
+                InvalidRequest,
+                format!("a file can't be mounted on the directory {shown}"),
+            ));
+        }
+        Ok(_) => return Ok(()),
+        Err(_) => {}
+    }
+    let what = || format!("create the file {shown} for a mount");
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).context(InvalidRequest, what)?;
+    }
+    File::options().append(true).create(true).open(path).context(InvalidRequest, what)?;
+    Ok(())
 }
 
 fn mount_tmpfs(tmpfs: &TmpfsMount) -> Result<(), Failure> {

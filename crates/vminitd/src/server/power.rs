@@ -2,7 +2,8 @@
 
 use super::processes::{Exit, Phase, Role};
 use super::{Server, State};
-use crate::{cgroup, sys};
+use crate::root::UNMOUNT_LIMIT;
+use crate::{block, cgroup, sys};
 use crate::failure::Failure;
 use nix::errno::Errno;
 use nix::sys::reboot::{RebootMode, reboot};
@@ -105,8 +106,15 @@ impl Server {
             State::Starting(root, container)
             | State::Running(root, container)
             | State::Stopped(root, container) => {
+                let volumes = container.volumes.clone();
                 drop(container);
-                root.unmount()
+                let unmounted = root.unmount();
+                // They were mounted in its namespace alone, which the kernel takes apart now.
+                for serial in &volumes {
+                    let device = self.disks.find(serial)?;
+                    block::wait_unused(&device, UNMOUNT_LIMIT)?;
+                }
+                unmounted
             }
             State::Booted | State::Ready => Ok(()),
         }
