@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
-use crate::network::Mode;
+use crate::network::{Mode, NO_NETWORK};
+use crate::network_options::is_name;
 use crate::{ApiError, Result};
 
 /// The whole file. See [`crate::paths::config_file`] for where it lies.
@@ -113,6 +114,8 @@ pub struct DnsConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NetworkDefaults {
+    /// The network of a container that names none; `none`: it has none.
+    pub default: String,
     /// Where a network leads that was made without a word on it, the default one too.
     pub mode: Mode,
     /// Where a port is published that names no address of the host.
@@ -125,6 +128,7 @@ pub struct NetworkDefaults {
 impl Default for NetworkDefaults {
     fn default() -> Self {
         NetworkDefaults {
+            default: NO_NETWORK.into(),
             mode: Mode::default(),
             publish_address: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
             pool: vec![IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 64, 0), 18))],
@@ -282,6 +286,9 @@ impl AuditConfig {
 
 impl NetworkDefaults {
     fn check(&self) -> Result<()> {
+        if !is_name(&self.default) {
+            return Err(ApiError::invalid("network.default is no network's name"));
+        }
         if self.publish_address.is_empty() {
             return Err(ApiError::invalid("network.publish_address names no address"));
         }
@@ -366,10 +373,15 @@ mod tests {
         let config = Config::parse(text).unwrap();
         assert_eq!(config.network.mode, Mode::HostOnly);
         assert_eq!(config.network.pool.len(), 2);
+        assert_eq!(config.network.default, "none");
+        let config = Config::parse("[network]\ndefault = 'default'").unwrap();
+        assert_eq!(config.network.default, "default");
         for wrong in [
             "mode = 'bridge'",
             "publish_address = []",
             "publish_address = ['localhost']",
+            "default = ''",
+            "default = '-x'",
             "pool = []",
             "pool = ['fd00::/48']",
             "pool = ['10.0.0.0/25']",

@@ -15,7 +15,7 @@ use crate::directory::Staged;
 use crate::engine::{Engine, Reservation};
 use crate::lifecycle::Life;
 use crate::store::{ImageDisk, Record};
-use crate::validate::name;
+use crate::validate::{self, name};
 use crate::{kernel, merge};
 
 /// Where in a container's directory the bundle of its own kernel file lies.
@@ -49,6 +49,7 @@ impl Engine {
         responder: &Responder,
     ) -> Result<Created> {
         let begun = trace::now_ns();
+        let options = &*validate::network::configured(options, &self.config.network.default);
         merge::check(options, &self.config.container)?;
         let kernel_file = self.check_kernel(options)?;
         let id = match &options.name {

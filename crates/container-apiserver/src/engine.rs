@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use container_api::config::{Config, parse_size};
 use container_api::escape::escape;
+use container_api::network::NO_NETWORK;
 use container_api::paths::AppRoot;
 use container_api::runtime::{ProbeReport, VmSpec};
 use container_api::types::{ContainerSnapshot, Resources};
@@ -127,7 +128,7 @@ impl Engine {
     pub fn new(root: AppRoot, config: Config, store: Store) -> Engine {
         Engine {
             images: Images::new(&root),
-            networks: Networks::new(&root),
+            networks: Networks::new(&root, config.network.default != NO_NETWORK),
             volumes: Volumes::new(&root),
             prepared: Prepared::default(),
             probe: Probe::default(),

@@ -8,7 +8,7 @@ use e2e::{Installation, World, busybox, tools, wait_for};
 
 /// A user that no file of this machine belongs to.
 const UID: u32 = 12_345;
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 
 /// An installation with the busybox image, on the world's host.
 fn installed(world: &World) -> Installation {
@@ -21,6 +21,16 @@ fn installed(world: &World) -> Installation {
 #[track_caller]
 fn sh(it: &Installation, container: &str, line: &str) -> String {
     it.run(["exec", container, "sh", "-c", line]).ok().text()
+}
+
+/// What a web server says to a container, once it does.
+#[track_caller]
+fn get(it: &Installation, container: &str, url: &str) -> String {
+    let fetch = format!("busybox wget -q -T 10 -O - '{url}'");
+    wait_for(url, e2e::DEADLINE, || {
+        let said = it.run(["exec", container, "sh", "-c", &fetch]);
+        (said.code == Some(0)).then(|| said.text())
+    })
 }
 
 /// Whether a container reaches a web server.
@@ -53,11 +63,11 @@ fn containers_on_one_network_know_and_reach_each_other() {
     start(&it, "client", &["--network", "back"]);
     start(&it, "other", &["--network", "default"]);
     for name in ["web", "www", "10.5.0.9"] {
-        assert_eq!(sh(&it, "client", &format!("busybox wget -q -O - http://{name}")), "web");
+        assert_eq!(get(&it, "client", &format!("http://{name}")), "web");
     }
     let web = it.inspect("web");
     let v6 = web["networks"][0]["ipv6Address"].as_str().unwrap().split('/').next().unwrap();
-    assert_eq!(sh(&it, "client", &format!("busybox wget -q -O - 'http://[{v6}]'")), "web");
+    assert_eq!(get(&it, "client", &format!("http://[{v6}]")), "web");
     assert!(sh(&it, "client", "busybox nslookup 10.5.0.9").contains("web"));
     // The container's own files.
     assert_eq!(sh(&it, "web", "hostname"), "web");
@@ -89,9 +99,9 @@ fn the_internet_is_reached_and_the_host_is_not() {
         world.host.serve("[2001:db8:99::1]:81", "lan"),
     ];
     start(&it, "c1", &["--network", "default"]);
-    assert_eq!(sh(&it, "c1", &format!("busybox wget -q -O - http://{SERVER}")), "internet");
-    assert_eq!(sh(&it, "c1", "busybox wget -q -O - http://example.test"), "internet");
-    assert_eq!(sh(&it, "c1", &format!("busybox wget -q -O - 'http://[{SERVER_V6}]'")), "internet");
+    assert_eq!(get(&it, "c1", &format!("http://{SERVER}")), "internet");
+    assert_eq!(get(&it, "c1", "http://example.test"), "internet");
+    assert_eq!(get(&it, "c1", &format!("http://[{SERVER_V6}]")), "internet");
     drop(names);
     let watched = world.internet.watch(&format!(
         "host {}",
@@ -120,7 +130,7 @@ fn the_internet_is_reached_and_the_host_is_not() {
     assert_eq!(watched.seen(), "", "metadata addresses are seen by nobody");
     // Asked for, it is there.
     start(&it, "c2", &["--network", "default", "--host-access=81"]);
-    assert_eq!(sh(&it, "c2", "busybox wget -q -O - http://host.container.internal:81"), "loopback");
+    assert_eq!(get(&it, "c2", "http://host.container.internal:81"), "loopback");
 }
 
 #[test]
@@ -190,7 +200,7 @@ fn nothing_leaves_an_internal_network() {
         assert_ne!(it.run(["exec", "client", "sh", "-c", &line]).code, Some(0), "{line}");
     }
     assert_eq!(watched.seen(), "", "nothing is seen");
-    assert_eq!(sh(&it, "client", "busybox wget -q -O - http://web"), "web");
+    assert_eq!(get(&it, "client", "http://web"), "web");
     assert_eq!(world.host.fetch("http://127.0.0.1:8080"), "web");
 }
 
@@ -221,7 +231,7 @@ fn egress_rules_let_named_places_through() {
     assert!(!seen.contains("203.0.113.11") && !seen.contains("TXT"), "{seen}");
     // Before its name was asked for, even the good address is closed.
     assert!(!reaches(&it, "c1", &format!("http://{SERVER}")));
-    assert_eq!(sh(&it, "c1", "busybox wget -q -O - http://good.test"), "good");
+    assert_eq!(get(&it, "c1", "http://good.test"), "good");
     // A name that leads home is no way in.
     start(&it, "c2", &["--network", "default", "--egress", "allow=*.good.test"]);
     let _own = world.host.serve(&format!("{LAN}:80"), "host");
@@ -244,7 +254,7 @@ fn a_killed_service_is_not_missed_and_a_stopped_one_leaves_nothing() {
                 socat -t 5 - TCP4:127.0.0.1:8080";
     let connection = world.host.command("sh").args(["-c", line]).spawn();
     e2e::processes::kill(service.pid, rustix::process::Signal::KILL);
-    wait_for("names are known", Duration::from_secs(1), || {
+    wait_for("names are known", SOON, || {
         (it.run(["exec", "client", "busybox", "nslookup", "web"]).code == Some(0)).then_some(())
     });
     let answer = connection.wait(SOON).ok().text();
@@ -252,7 +262,7 @@ fn a_killed_service_is_not_missed_and_a_stopped_one_leaves_nothing() {
     assert_eq!(world.host.fetch("http://127.0.0.1:8080"), "web");
     start_web(&it, "late", &["--network", "default", "-p", "8081:80"]);
     assert_eq!(world.host.fetch("http://127.0.0.1:8081"), "late");
-    assert_eq!(sh(&it, "late", "busybox wget -q -O - http://web"), "web");
+    assert_eq!(get(&it, "late", "http://web"), "web");
     it.run(["stop", "-t", "1", "late"]).ok();
     it.run(["system", "stop"]).ok();
     assert_eq!(world.host_state(), before, "the host is as it was");
@@ -276,8 +286,8 @@ fn a_plain_user_has_networks() {
     ];
     start_web(&it, "web", &["--network", "default", "-p", "8080:80"]);
     start(&it, "client", &["--network", "default"]);
-    assert_eq!(sh(&it, "client", "busybox wget -q -O - http://web"), "web");
-    assert_eq!(sh(&it, "client", &format!("busybox wget -q -O - http://{SERVER}")), "internet");
+    assert_eq!(get(&it, "client", "http://web"), "web");
+    assert_eq!(get(&it, "client", &format!("http://{SERVER}")), "internet");
     assert_eq!(world.host.fetch("http://127.0.0.1:8080"), "web");
     for address in ["127.0.0.1:81", "10.99.0.1:81", "198.51.100.2:81"] {
         assert!(!reaches(&it, "client", &format!("http://{address}")), "{address}");

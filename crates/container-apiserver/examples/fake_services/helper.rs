@@ -257,6 +257,7 @@ impl Service for Helper {
                 }
                 Reply::done()
             }
+            R::Archive { .. } => Err(ApiError::new(ErrorCode::Unsupported, "the fake can't")),
             R::Attach { .. } | R::Resize { .. } => Reply::done(),
             R::Stats => Reply::new(&Usage {
                 pids: 3,

@@ -35,9 +35,6 @@ pub mod guest;
 pub mod keeper;
 pub mod requests;
 
-/// Whether a container that names no network is on the default one.
-pub const NETWORKS_READY: bool = false;
-
 /// For what is asked beside other work.
 const SIDE_DEADLINE: Duration = Duration::from_secs(5);
 /// From the request to end to the end: namespaces, bridges and their processes go one by one.
@@ -55,8 +52,8 @@ pub struct Networks {
 }
 
 impl Networks {
-    /// Starts nothing yet.
-    pub fn new(root: &AppRoot) -> Networks {
+    /// Starts nothing yet. `expected`: containers that name no network have one.
+    pub fn new(root: &AppRoot, expected: bool) -> Networks {
         let place = Place {
             name: "network service",
             program: "container-network",
@@ -68,7 +65,7 @@ impl Networks {
             companion: Companion::new(root, place),
             root: root.clone(),
             attached: watch::Sender::default(),
-            wanted: AtomicBool::new(NETWORKS_READY),
+            wanted: AtomicBool::new(expected),
         }
     }
 
@@ -121,7 +118,7 @@ impl Networks {
         self.claim(&id).await?;
         let taps = attach.options.networks.len() - usize::from(attach.parked.is_some());
         let request = Request::Attach(Box::new(attach));
-        match self.call_for_fds::<Attached>(&request, DEADLINE).await {
+        match self.call_for_fds::<Attached>(&request, DEADLINE).await.map_err(advised) {
             Ok((attached, fds)) if fds.len() == taps => Ok((attached, fds)),
             outcome => {
                 // What a failed call has left, if anything: it is to leave nothing.
@@ -181,7 +178,7 @@ impl Networks {
 
     /// Checks what a container asks for.
     pub async fn check(&self, options: &ContainerNetwork) -> Result<()> {
-        self.call(&Request::Check(options.clone())).await
+        self.call(&Request::Check(options.clone())).await.map_err(advised)
     }
 
     /// Tells the service who lives, so that it takes back what belonged to others.
@@ -234,5 +231,16 @@ impl Networks {
             }
         }
         self.companion.end(&Request::Shutdown { remove }, STOP_DEADLINE).await;
+    }
+}
+
+/// Adds what can be done where the host lacks something that networks need.
+fn advised(error: ApiError) -> ApiError {
+    match error.code {
+        ErrorCode::Unavailable => {
+            let message = format!("{}; --network none does without a network", error.message);
+            ApiError { message, ..error }
+        }
+        _ => error,
     }
 }

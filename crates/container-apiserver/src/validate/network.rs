@@ -1,5 +1,7 @@
 //! What a container may ask of networks, before the network service is asked.
 
+use std::borrow::Cow;
+
 use container_api::apiserver::CreateOptions;
 use container_api::escape::escape;
 use container_api::network::{
@@ -10,8 +12,6 @@ use container_api::network_options::{dns_option, domain, exposed, is_name, names
 use container_api::types::PublishSocket;
 use container_api::{ApiError, Result};
 
-use crate::networks::NETWORKS_READY;
-
 /// Most ports of one container, ranges counted port by port: each is a descriptor or two.
 const MAX_PORTS: usize = 4096;
 /// Most aliases of one container on one network.
@@ -19,8 +19,22 @@ const MAX_ALIASES: usize = 64;
 /// Most name servers, search domains and options each.
 const MAX_DNS: usize = 32;
 
-/// What a new container's networks come to: with the default network where none is named, without any where that is
-/// asked for.
+/// What a container asks for when the configuration says on which network those are that name none
+/// (`[network] default`). One that needs a network has the default one, whatever that says.
+pub fn configured<'o>(options: &'o CreateOptions, default: &str) -> Cow<'o, CreateOptions> {
+    let needed = options.publish_all || needs_network(&options.network);
+    let unchanged = default == DEFAULT_NETWORK || default == NO_NETWORK && needed;
+    if unchanged || !options.network.networks.is_empty() {
+        return Cow::Borrowed(options);
+    }
+    let choice = NetworkChoice { network: default.to_owned(), ..NetworkChoice::default() };
+    let mut options = options.clone();
+    options.network.networks.push(choice);
+    Cow::Owned(options)
+}
+
+/// What a new container's networks come to: the default one where none is named, none where that
+/// is asked for.
 pub fn resolve(options: &CreateOptions) -> Result<ContainerNetwork> {
     let mut network = options.network.clone();
     let needed = options.publish_all || needs_network(&network);
@@ -38,7 +52,7 @@ pub fn resolve(options: &CreateOptions) -> Result<ContainerNetwork> {
         network.networks.clear();
         return Ok(network);
     }
-    if network.networks.is_empty() && (NETWORKS_READY || needed) {
+    if network.networks.is_empty() {
         let choice = NetworkChoice { network: DEFAULT_NETWORK.into(), ..NetworkChoice::default() };
         network.networks.push(choice);
     }
@@ -221,7 +235,25 @@ mod tests {
         assert_eq!(all(&ContainerNetwork::default()).unwrap().networks.len(), 1);
         all(&choices(&["none"])).unwrap_err();
         let nothing = asks(&ContainerNetwork::default()).unwrap();
-        assert_eq!(nothing.networks.len(), usize::from(NETWORKS_READY));
+        assert_eq!(nothing.networks[0].network, DEFAULT_NETWORK);
+    }
+
+    #[test]
+    fn the_configuration_says_what_nothing_means() {
+        let on = |network: &ContainerNetwork, default: &str| {
+            let network = network.clone();
+            let asked = CreateOptions { network, ..CreateOptions::default() };
+            let found = resolve(&configured(&asked, default)).unwrap().networks;
+            found.into_iter().map(|choice| choice.network).collect::<Vec<_>>()
+        };
+        let nothing = ContainerNetwork::default();
+        assert_eq!(on(&nothing, DEFAULT_NETWORK), [DEFAULT_NETWORK]);
+        assert_eq!(on(&nothing, "corp"), ["corp"]);
+        assert!(on(&nothing, NO_NETWORK).is_empty());
+        assert_eq!(on(&ports(&["80:80"]), NO_NETWORK), [DEFAULT_NETWORK]);
+        assert_eq!(on(&ports(&["80:80"]), "corp"), ["corp"]);
+        assert_eq!(on(&choices(&["back"]), "corp"), ["back"]);
+        assert!(on(&choices(&["none"]), "corp").is_empty());
     }
 
     #[test]
