@@ -476,6 +476,14 @@ pub fn connections(away: &Away) {
     setup.network(&net);
     let (a, b) = (setup.raw(&net, "a", 2), setup.raw(&net, "b", 3));
     let router = setup.bridge_mac("default");
+    // None is forgotten meanwhile, however slow the machine is.
+    let namespace = setup.engine.handles("default").expect("handles").network;
+    within(&namespace, || {
+        crate::world::sh(
+            "echo 600 >/proc/sys/net/netfilter/nf_conntrack_udp_timeout
+            echo 600 >/proc/sys/net/netfilter/nf_conntrack_icmp_timeout",
+        )
+    });
     let question = |from: &Raw, port: u16| {
         let body = udp(port, 53, ALLOWED);
         ethernet(router, from.mac, 0x0800, &ipv4(from.ipv4, net.ipv4_gateway, 17, 0, &body))
