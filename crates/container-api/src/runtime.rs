@@ -65,6 +65,9 @@ pub struct VmSpec {
     /// whose tag is [`SHARE_TAG`]. None: there is no file server.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shares: Vec<Share>,
+    /// Directories of the installation that every share shows empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hidden: Vec<PathBuf>,
     /// Block volumes; the guest finds them by [`volume_serial`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<VolumeDisk>,

@@ -2,6 +2,7 @@
 //! appears in one step.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
@@ -46,6 +47,7 @@ impl Engine {
     pub async fn create(
         self: &Arc<Self>,
         options: &CreateOptions,
+        sources: &[OwnedFd],
         responder: &Responder,
     ) -> Result<Created> {
         let begun = trace::now_ns();
@@ -61,7 +63,9 @@ impl Engine {
         let (unpacked, image) = self.image(options, &reservation, responder).await?;
         let defaults = &self.config.container;
         let (mut config, warnings) = merge::configure(id, options, &unpacked, defaults)?;
-        let made = self.mount_volumes(options, &mut config, &reservation).await?;
+        self.mount_binds(options, sources, &mut config)?;
+        let made =
+            self.mount_volumes(options, &mut config, &reservation).await?;
         if kernel_file.is_some() {
             config.kernel = Some(self.root.container(&config.id).join(OWN_KERNEL));
         }

@@ -343,6 +343,7 @@ impl Engine {
             image_disk: PathBuf::new(),
             upper_disk: PathBuf::new(),
             shares: Vec::new(),
+            hidden: self.hidden(),
             volumes: Vec::new(),
             maintenance: false,
             hypervisor: report.hypervisor.clone(),

@@ -14,7 +14,7 @@ use std::sync::{Mutex, OnceLock};
 
 use container_api::network::{Attach, Attached};
 use container_api::paths::container_files as names;
-use container_api::runtime::{GuestNetwork, ProbeReport, VmSpec, VolumeDisk};
+use container_api::runtime::{GuestNetwork, ProbeReport, Share, VmSpec, VolumeDisk};
 use container_api::types::VmOrigin;
 use container_api::{ApiError, ErrorCode, Result, paths, trace};
 
@@ -43,6 +43,8 @@ pub struct Plan {
     image_disk: PathBuf,
     directory: PathBuf,
     volumes: Vec<VolumeDisk>,
+    /// What the file server serves, or why it can't.
+    shares: Result<Vec<Share>>,
     /// No program will run.
     maintenance: bool,
 }
@@ -96,7 +98,9 @@ impl Engine {
         let shape = self.shape(&kernel, &report, container.config.resources);
         let directory = self.directory(container);
         let volumes = self.volume_disks(&container.config)?;
-        Ok(Plan { kernel, shape, report, image_disk, directory, volumes, maintenance: false })
+        let shares = self.shares(&container.config);
+        let maintenance = false;
+        Ok(Plan { kernel, shape, report, image_disk, directory, volumes, shares, maintenance })
     }
 
     /// Gets a VM that no program will run in: a spare, one from a template, or one that boots.
@@ -127,6 +131,8 @@ impl Engine {
         spares: bool,
         attachment: &Attachment,
     ) -> Result<Arc<Machine>> {
+        // A spare's RAM can't be mapped by a file server.
+        let spares = spares && plan.shares.as_ref().map_err(Clone::clone)?.is_empty();
         let networked = is_networked(container);
         if networked && self.networks.want() {
             keeper::end_tapless(self).await;
@@ -295,6 +301,7 @@ fn write_spec(plan: &Plan, spec: &mut VmSpec) -> Result<()> {
     spec.image_disk = plan.image_disk.clone();
     spec.upper_disk = plan.directory.join(names::UPPER);
     spec.volumes = plan.volumes.clone();
+    spec.shares = plan.shares.clone().unwrap_or_default();
     spec.maintenance = plan.maintenance;
     if plan.maintenance {
         spec.shares.clear();

@@ -23,6 +23,7 @@ pub mod args;
 pub mod attachment;
 pub mod audit;
 pub mod backoff;
+pub mod binds;
 pub mod companion;
 pub mod container;
 pub mod create;

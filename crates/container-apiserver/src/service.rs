@@ -97,9 +97,9 @@ impl Apiserver {
             Request::Images(request) => {
                 while_wanted(responder, self.images(request, fds, responder)).await
             }
-            Request::Create(options) => {
-                Reply::new(&while_wanted(responder, engine.create(&options, responder)).await?)
-            }
+            Request::Create(options) => Reply::new(
+                &while_wanted(responder, engine.create(&options, &fds, responder)).await?,
+            ),
             Request::Start { id, stdio, size, trace, ssh_agent } => {
                 let attachment = Attachment::new(stdio, fds, size, trace)?;
                 let container = engine.find(&id)?;

@@ -22,6 +22,7 @@
 //! - [`limits`], [`usage`]: what a container may use, and what it does.
 //! - [`guest`]: calls, events and streams.
 //! - [`archive`]: copies of files, in the guest.
+//! - [`shares`]: the file server of bind mounts.
 //! - [`sockets`]: unix sockets between host and container, and what may be asked of an SSH agent.
 //! - [`process`]: a process's streams and its clients.
 //! - [`hypervisor`]: the VM; only this module knows QEMU.
@@ -48,6 +49,7 @@ pub mod report;
 pub mod seccomp;
 pub mod service;
 pub mod setup;
+pub mod shares;
 pub mod sockets;
 pub mod spare;
 pub mod spec;

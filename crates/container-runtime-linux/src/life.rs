@@ -21,7 +21,9 @@ use container_api::trace::now_ns;
 use container_api::types::{ExitRecord, VmOrigin};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use vminitd_protocol::message::{BootLogRequest, Call, ProcessExited, Reply, Shutdown};
+use vminitd_protocol::message::{
+    BootLogRequest, Call, LoadDrivers, ProcessExited, Reply, Shutdown,
+};
 use vminitd_protocol::{POWER_OFF_TIMEOUT, REQUEST_TIMEOUT};
 
 use crate::boot::{self, Found, LAST_WORDS_LIMIT, LOST_LIMIT, NotFound, Patience, Search, Way};
@@ -33,7 +35,7 @@ use crate::hypervisor::{ExtraNic, Hypervisor, Vm, VmExit};
 use crate::port::Wishes;
 use crate::state::State;
 use crate::vm::Blueprint;
-use crate::{exit, limits, network, setup, sockets, vm, volumes};
+use crate::{exit, limits, network, setup, shares, sockets, vm, volumes};
 
 /// After the start of the program: when the rest of the drivers and the kernel's log are seen to,
 /// so that it does not compete with the program's first steps.
@@ -126,7 +128,12 @@ impl<'a, V: Vm> Machine<'a, V> {
                     swap_disks(container, vm, disks, swapped).await;
                 }
             };
-            tokio::join!(swap, plug_nics(container, vm, nics), plug_volumes(container, vm));
+            tokio::join!(
+                swap,
+                plug_nics(container, vm, nics),
+                plug_volumes(container, vm),
+                share(container, vm)
+            );
             match &mut self.wishes {
                 Some(wishes) => wishes.fulfil(vm).await,
                 None => std::future::pending().await,
@@ -281,6 +288,21 @@ async fn plug_volumes<V: Vm>(container: &Container, vm: &V) {
     }
 }
 
+/// Serves the container's shares to its VM. A failure ends the container.
+async fn share<V: Vm>(container: &Container, vm: &V) {
+    if container.spec.shares.is_empty() {
+        return;
+    }
+    let began_ns = now_ns();
+    match shares::serve(vm, &container.spec, &container.directory).await {
+        Ok(()) => container.timeline.span("shares plugged", began_ns),
+        Err(error) => {
+            let reason = format!("the bind mounts can't be served: {error:#}");
+            container.conclude(exit::failure(reason), Manner::Kill);
+        }
+    }
+}
+
 /// Sets the guest up and listens to it until its channel is lost.
 async fn accompany(
     container: Arc<Container>,
@@ -326,6 +348,14 @@ async fn set_up(
         container.timeline.span("network set up", began_ns);
         Ok(())
     };
+    // A restored guest has them.
+    let drivers = async {
+        if container.spec.shares.is_empty() || container.origin() != Some(VmOrigin::Cold) {
+            return Ok(());
+        }
+        let call = Call::LoadDrivers(LoadDrivers {});
+        guest.control.command(call, REQUEST_TIMEOUT).await.map(drop)
+    };
     let root = async {
         if let Some(disks) = disks
             && disks.await.is_err()
@@ -341,7 +371,7 @@ async fn set_up(
         mounted
     };
     // In this order, which is the guest's.
-    tokio::try_join!(entropy, network, root).map(drop)
+    tokio::try_join!(entropy, drivers, network, root).map(drop)
 }
 
 /// What can wait until the program runs.

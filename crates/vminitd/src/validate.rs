@@ -3,7 +3,10 @@
 
 use crate::failure::Failure;
 use crate::launch::filter;
-use vminitd_protocol::message::{Archive, ArchiveWork, ConfigureNetwork, ContainerSpec, Interface, Limits, ProcessSpec};
+use vminitd_protocol::message::{
+    Archive, ArchiveWork, ConfigureNetwork, ContainerSpec, Interface, Limits, MountSource,
+    ProcessSpec,
+};
 use vminitd_protocol::{MAX_ADDRESSES, MAX_INTERFACES, MAX_SOCKET_PATH, MAX_SOCKETS};
 
 const MAX_NAME: usize = 128;
@@ -87,6 +90,10 @@ pub fn container(spec: &ContainerSpec) -> Result<(), Failure> {
         check(path(&mount.path), "a mount's path is not absolute")?;
         check(mount.path.iter().any(|b| *b != b'/'), "a mount can't replace the root")?;
         check(mount.source.is_some(), "a mount's source is not known here")?;
+        if let Some(MountSource::Share(share)) = &mount.source {
+            let digits = !share.name.is_empty() && share.name.bytes().all(|b| b.is_ascii_digit());
+            check(digits, "a share's name is not a number")?;
+        }
     }
     check(spec.sockets.len() <= MAX_SOCKETS, "too many sockets")?;
     spec.sockets.iter().try_for_each(|socket| socket_path(&socket.path))?;

@@ -58,6 +58,7 @@ pub fn spec(directory: &Path, template: bool) -> VmSpec {
         image_disk: "/images/x".into(),
         upper_disk: directory.join("upper.img"),
         shares: Vec::new(),
+        hidden: Vec::new(),
         volumes: Vec::new(),
         maintenance: false,
         hypervisor: serde_json::json!({

@@ -183,6 +183,7 @@ pub async fn spec(resources: Resources) -> VmSpec {
         image_disk: PathBuf::new(),
         upper_disk: PathBuf::new(),
         shares: Vec::new(),
+        hidden: Vec::new(),
         volumes: Vec::new(),
         maintenance: false,
         hypervisor: serde_json::to_value(hypervisor).unwrap(),

@@ -11,7 +11,7 @@ use container_api::{ApiError, Result, config};
 use super::later::Later;
 use super::network::ContainerArgs;
 use super::process::Process;
-use super::{Format, ProgressKind, security, values};
+use super::{Format, ProgressKind, mount, security, values};
 
 /// `--scheme`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -141,6 +141,12 @@ pub struct Management {
     /// Mount a memory file system (path[:option,...])
     #[arg(long, value_name = "TMPFS")]
     pub tmpfs: Vec<String>,
+    /// Mount a path of the host, or a volume (PATH:TARGET[:ro], NAME:TARGET[:ro], TARGET)
+    #[arg(short, long, value_name = "SPEC")]
+    pub volume: Vec<OsString>,
+    /// Mount (type=bind|volume|tmpfs,source=SOURCE,target=TARGET[,readonly][,...])
+    #[arg(long, value_name = "SPEC")]
+    pub mount: Vec<OsString>,
     /// Known, but not built yet.
     #[command(flatten)]
     pub later: Later,
@@ -192,6 +198,9 @@ impl Create {
         let list = |paths: &Vec<String>| (!paths.is_empty()).then(|| paths.clone());
         let kernel = m.kernel.as_ref().map(std::path::absolute).transpose();
         let size = |text: &String| config::parse_size(text).map_err(|e| e.context("--shm-size"));
+        let (mounts, memory) = mount::all(&m.volume, &m.mount)?;
+        let tmpfs = m.tmpfs.iter().map(|text| values::tmpfs(text));
+        let tmpfs = tmpfs.chain(memory.into_iter().map(Ok)).collect::<Result<_>>()?;
         let mut options = CreateOptions {
             image: Pull {
                 reference: image,
@@ -207,7 +216,8 @@ impl Create {
             memory_in_bytes: m.memory.as_deref().map(values::memory).transpose()?,
             labels: values::labels(&m.label)?,
             read_only: m.read_only,
-            tmpfs: m.tmpfs.iter().map(|t| values::tmpfs(t)).collect::<Result<_>>()?,
+            tmpfs,
+            mounts,
             shm_size: m.shm_size.as_ref().map(size).transpose()?,
             use_init: m.init,
             cap_add: m.cap_add.clone(),

@@ -35,7 +35,6 @@ const FLAGS: &[(&str, Option<char>, bool)] = &[
     ("log-opt", None, true),
     ("mac-address", None, true),
     ("memory-swap", None, true),
-    ("mount", None, true),
     ("oom-score-adj", None, true),
     ("pid", None, true),
     ("pids-limit", None, true),
@@ -47,7 +46,6 @@ const FLAGS: &[(&str, Option<char>, bool)] = &[
     ("sysctl", None, true),
     ("userns", None, true),
     ("virtualization", None, false),
-    ("volume", Some('v'), true),
     ("volumes-from", None, true),
 ];
 

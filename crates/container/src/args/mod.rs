@@ -14,6 +14,7 @@ pub mod copy;
 pub mod environment;
 pub mod image;
 pub mod later;
+pub mod mount;
 pub mod network;
 pub mod process;
 pub mod security;

@@ -1,6 +1,7 @@
 //! `run`, `create` and `start`.
 
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use container_api::{ApiError, ErrorCode, Result};
 
 use super::{add_credentials, file_beside, ssh_agent, with_progress};
 use crate::args::container::{Create, Run, Start};
+use crate::args::mount::open_sources;
 use crate::attach::conversation::{Program, begin_wait, converse};
 use crate::attach::signals::Signals;
 use crate::attach::{Attachment, check_terminal};
@@ -145,9 +147,11 @@ async fn make(
     let id_file = args.management.cidfile.as_deref().map(IdFile::prepare).transpose()?;
     add_credentials(session, client, &mut options.image, false).await?;
     session.debug("creating the container");
+    let sources = open_sources(&options.mounts)?;
+    let sources: Vec<_> = sources.iter().map(AsFd::as_fd).collect();
     let request = Request::Create(Box::new(options));
     let created: Created =
-        with_progress(client, &request, &[], args.fetch.progress, signals).await?;
+        with_progress(client, &request, &sources, args.fetch.progress, signals).await?;
     for warning in &created.warnings {
         warn(warning);
     }
