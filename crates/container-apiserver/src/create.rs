@@ -64,8 +64,7 @@ impl Engine {
         let defaults = &self.config.container;
         let (mut config, warnings) = merge::configure(id, options, &unpacked, defaults)?;
         self.mount_binds(options, sources, &mut config)?;
-        let made =
-            self.mount_volumes(options, &mut config, &reservation).await?;
+        let made = self.mount_volumes(options, &mut config, &reservation).await?;
         if kernel_file.is_some() {
             config.kernel = Some(self.root.container(&config.id).join(OWN_KERNEL));
         }

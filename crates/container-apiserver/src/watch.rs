@@ -172,7 +172,8 @@ impl Engine {
         let config = &container.config;
         if config.auto_remove && container.live().removed {
             let own = config.mounts.iter().filter(|mount| mount.anonymous);
-            let own: Vec<_> = own.map(|mount| mount.source.to_string_lossy().into_owned()).collect();
+            let own: Vec<_> =
+                own.map(|mount| mount.source.to_string_lossy().into_owned()).collect();
             self.remove_anonymous(&own).await;
         }
     }

@@ -213,8 +213,9 @@ fn images(request: &images::Request) -> Description {
         images::Request::Save { references, .. } => {
             new("image save", Reads).with("references", texts(references))
         }
-        images::Request::Commit { options, .. } => new("image commit", Changes)
-            .with("name", json!(options.name.as_deref().map(short))),
+        images::Request::Commit { options, .. } => {
+            new("image commit", Changes).with("name", json!(options.name.as_deref().map(short)))
+        }
         images::Request::List => new("image list", Reads),
         images::Request::Inspect { .. } => new("image inspect", Reads),
         images::Request::Tag { source, target } => {

@@ -22,7 +22,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use vminitd_protocol::message::ErrorCode::{InvalidRequest, Mount};
 use vminitd_protocol::message::{
-    ContainerSpec, DEFAULT_MASKED_PATHS, DEFAULT_READ_ONLY_PATHS, MountSource, MountSpec, TmpfsMount,
+    ContainerSpec, DEFAULT_MASKED_PATHS, DEFAULT_READ_ONLY_PATHS, MountSource, MountSpec,
+    TmpfsMount,
 };
 
 const PLAIN: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC).union(MsFlags::MS_NODEV);

@@ -74,8 +74,7 @@ pub fn fill(path: &[u8], to: &Path) -> Result<(), Failure> {
     }
     let Some(image) = directory_in_root(path)? else { return Ok(()) };
     let from = PathBuf::from(format!("/proc/self/fd/{}/.", image.as_raw_fd()));
-    super::tree::copy(&from, to)
-        .context(Mount, || "fill a volume with the image's files")
+    super::tree::copy(&from, to).context(Mount, || "fill a volume with the image's files")
 }
 
 /// The directory that the container will find at a path before anything is mounted there.

@@ -2,9 +2,9 @@
 
 use super::processes::{Exit, Phase, Role};
 use super::{Server, State};
+use crate::failure::Failure;
 use crate::root::UNMOUNT_LIMIT;
 use crate::{block, cgroup, sys};
-use crate::failure::Failure;
 use nix::errno::Errno;
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -60,7 +60,9 @@ impl Server {
     }
 
     fn is_first(&mut self, pid: i32) -> bool {
-        self.processes.iter_mut().any(|(_, process)| process.role == Role::First && process.pid == pid)
+        self.processes
+            .iter_mut()
+            .any(|(_, process)| process.role == Role::First && process.pid == pid)
     }
 
     /// Ends the VM: [`vminitd_protocol::message::Call::Shutdown`].
