@@ -156,12 +156,12 @@ async fn run(root: &AppRoot, config: Config, starter: &mut Starter, passed: usiz
     engine.end_background().await;
     engine.networks.end().await;
     engine.images.end().await;
-    audit.close().await;
     // As long as somebody can connect, we are there: callers wait for our end so.
     if passed == 0 {
         let _ = std::fs::remove_file(root.path().join(container_api::apiserver::SOCKET));
     }
     drop(listener);
+    audit.close().await;
     Ok(())
 }
 

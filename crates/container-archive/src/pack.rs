@@ -168,7 +168,7 @@ impl<'a, W: Write> Packer<'a, W> {
         entry.mode = stat.st_mode & 0o7777;
         (entry.uid, entry.gid) = (stat.st_uid, stat.st_gid);
         entry.mtime = Time {
-            seconds: stat.st_mtime as i64,
+            seconds: stat.st_mtime,
             nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
         };
         if matches!(kind, Kind::CharDevice | Kind::BlockDevice) {

@@ -201,14 +201,11 @@ fn entry(block: &[u8; BLOCK], mut kind: Kind, extensions: Extensions) -> Result<
         field[..field.iter().position(|b| *b == 0).unwrap_or(field.len())].to_vec()
     };
     let id = |range: std::ops::Range<usize>| number(&block[range]).map(|n| n as u32);
-    let path = extensions.path.map_or_else(
-        || {
-            let (name, prefix) = (text(0..100), text(345..500));
-            let posix = &block[257..263] == b"ustar\0" && !prefix.is_empty();
-            if posix { [prefix, vec![b'/'], name].concat() } else { name }
-        },
-        |path| path,
-    );
+    let path = extensions.path.unwrap_or_else(|| {
+        let (name, prefix) = (text(0..100), text(345..500));
+        let posix = &block[257..263] == b"ustar\0" && !prefix.is_empty();
+        if posix { [prefix, vec![b'/'], name].concat() } else { name }
+    });
     let link = extensions.link.unwrap_or_else(|| text(157..257));
     if path.len() > MAX_PATH || link.len() > MAX_PATH {
         return Err(ArchiveError::Damaged("a name is too long"));

@@ -368,7 +368,7 @@ impl Unpacker {
 }
 
 fn times(entry: &Entry) -> Timestamps {
-    let omit = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT.into() };
+    let omit = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT };
     let last_modification = Timespec {
         tv_sec: entry.mtime.seconds,
         tv_nsec: entry.mtime.nanoseconds.min(999_999_999).into(),

@@ -40,7 +40,7 @@ pub fn parse(words: impl Iterator<Item = OsString>) -> Result<Args> {
     let socket = socket.filter(|fd| *fd > 2).ok_or("the first argument is no socket's number")?;
     let hidden = words.by_ref().take_while(|word| word != "--").map(PathBuf::from).collect();
     let words: Vec<OsString> = words.collect();
-    if words.is_empty() || words.len() % WORDS != 0 {
+    if words.is_empty() || !words.len().is_multiple_of(WORDS) {
         return Err("each share is SOURCE DEVICE INODE d|f rw|ro".into());
     }
     let shares = words.chunks(WORDS).map(share).collect::<Result<_>>()?;

@@ -28,7 +28,7 @@ impl Change {
         let wrong = |problem: &str| {
             let shown: String = text.chars().take(100).collect();
             let shown = container_api::escape::escape(&shown).into_owned();
-            Error::malformed(format!("--change '{shown}'"), problem.to_owned())
+            Error::malformed(format!("--change '{shown}'"), problem)
         };
         if text.len() > MAX_LEN {
             return Err(wrong("it is too long"));

@@ -66,6 +66,8 @@ pub struct Container {
     resources: Mutex<Resources>,
     machine: Mutex<Machine>,
     state: watch::Sender<State>,
+    rooted: watch::Sender<bool>,
+    plugged: watch::Sender<bool>,
     guest: OnceLock<Guest>,
     processes: Mutex<Processes>,
     started: OnceLock<Timestamp>,
@@ -106,6 +108,8 @@ impl Container {
             log: Arc::new(log),
             state: watch::Sender::new(machine.state()),
             machine: Mutex::new(machine),
+            rooted: watch::Sender::new(false),
+            plugged: watch::Sender::new(false),
             guest: OnceLock::new(),
             processes: Mutex::default(),
             started: OnceLock::new(),
@@ -154,6 +158,33 @@ impl Container {
         let mut state = self.state.subscribe();
         // The sender lives as long as `self`.
         state.wait_for(wanted).await.map_or(State::Ended, |state| *state)
+    }
+
+    /// The guest has mounted the root.
+    pub fn set_rooted(&self) {
+        self.rooted.send_replace(true);
+    }
+
+    /// Waits until the guest has mounted the root.
+    pub async fn rooted(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.rooted.subscribe().wait_for(|rooted| *rooted).await;
+    }
+
+    /// Whether there is something to plug for the container's mounts.
+    pub fn has_plugs(&self) -> bool {
+        !self.spec.volumes.is_empty() || !self.spec.shares.is_empty()
+    }
+
+    /// The VM has what the container's mounts need.
+    pub fn set_plugged(&self) {
+        self.plugged.send_replace(true);
+    }
+
+    /// Waits until the VM has what the container's mounts need.
+    pub async fn plugged(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.plugged.subscribe().wait_for(|plugged| *plugged).await;
     }
 
     /// A VM's process exists; it may be another one than before.

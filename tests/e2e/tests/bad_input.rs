@@ -34,9 +34,7 @@ fn wrong_words_are_refused_before_anything_happens() {
 fn later_parts_are_refused_by_name() {
     let it = Installation::new();
     for args in [
-        &["run", "-v", "/tmp:/tmp", "busybox"][..],
-        &["run", "--mount", "type=bind", "busybox"],
-        &["run", "--virtualization", "busybox"],
+        &["run", "--virtualization", "busybox"][..],
         &["build", "."],
         &["image", "push", "x"],
         &["machine", "list"],

@@ -182,34 +182,35 @@ fn a_guest_panic_becomes_an_exit_record() {
 /// Makes calls by number, and prints each one's error: keyctl, unshare of a user namespace, mount,
 /// io_uring_setup, clone3, sockets of two families, personality, and a call that nobody has.
 const CALLS: &str = r#"
-import ctypes, errno, os
-libc = ctypes.CDLL(None, use_errno=True)
-arm = os.uname().machine == "aarch64"
-def call(name, x86, generic, *arguments):
-    ctypes.set_errno(0)
-    answer = libc.syscall(generic if arm else x86, *[ctypes.c_long(a) for a in arguments])
-    error = errno.errorcode.get(ctypes.get_errno(), "?") if answer < 0 else "ok"
-    print(name, error)
-call("keyctl", 250, 219, 0, -3, 1)
-call("unshare", 272, 97, 0x10000000)
-call("mount", 165, 40, 0, 0, 0, 0, 0)
-call("io_uring", 425, 425, 1, 0)
-call("clone3", 435, 435, 0, 0)
-call("inet", 41, 198, 2, 1, 0)
-call("alg", 41, 198, 38, 5, 0)
-call("personality", 135, 92, 0x0040000)
-call("sync", 162, 81)
-call("none", 4000, 4000)
+use Errno; use POSIX;
+my $arm = (POSIX::uname())[4] eq "aarch64";
+sub call {
+    my ($name, $x86, $generic, @arguments) = @_;
+    $! = 0;
+    my $answer = syscall($arm ? $generic : $x86, @arguments);
+    my ($error) = $answer < 0 ? grep { $!{$_} } sort keys %! : "ok";
+    print "$name $error\n";
+}
+call("keyctl", 250, 219, 0, -3, 1);
+call("unshare", 272, 97, 0x10000000);
+call("mount", 165, 40, 0, 0, 0, 0, 0);
+call("io_uring", 425, 425, 1, 0);
+call("clone3", 435, 435, 0, 0);
+call("inet", 41, 198, 2, 1, 0);
+call("alg", 41, 198, 38, 5, 0);
+call("personality", 135, 92, 0x0040000);
+call("sync", 162, 81);
+call("none", 4000, 4000);
 "#;
 
 #[test]
 fn system_calls_are_filtered() {
     let it = Installation::with_busybox();
     it.load_debian();
-    let python = |flags: &[&str]| {
+    let calls = |flags: &[&str]| {
         it.container(["run", "--rm"])
             .args(flags)
-            .args([e2e::debian::NAME, "python3", "-c", CALLS])
+            .args([e2e::debian::NAME, "perl", "-e", CALLS])
             .run()
             .ok()
             .text()
@@ -223,7 +224,7 @@ fn system_calls_are_filtered() {
             .text()
     };
     assert_eq!(
-        python(&[]).lines().collect::<Vec<_>>(),
+        calls(&[]).lines().collect::<Vec<_>>(),
         [
             "keyctl EPERM",
             "unshare EPERM",
@@ -238,16 +239,15 @@ fn system_calls_are_filtered() {
         ]
     );
     // Without it the kernel itself answers.
-    let unconfined = python(&["--security-opt", "seccomp=unconfined"]);
+    let unconfined = calls(&["--security-opt", "seccomp=unconfined"]);
     for line in ["keyctl ok", "personality ok", "clone3 EINVAL"] {
         assert!(unconfined.contains(line), "{line} is not in {unconfined}");
     }
     // Programs of a distribution go on working.
-    let script = "set -e; dpkg --list >/dev/null; dpkg --verify bash; apt-get --version >/dev/null
-        python3 -c 'import threading, subprocess, socket, sqlite3, asyncio
+    let script = "set -e; dpkg --list >/dev/null; dpkg --verify bash
+        python3 -c 'import subprocess, threading
 t = threading.Thread(target=print, args=(\"thread\",)); t.start(); t.join()
-subprocess.run([\"true\"], check=True)
-asyncio.run(asyncio.sleep(0))'";
+subprocess.run([\"true\"], check=True)'";
     it.run(["run", "--rm", e2e::debian::NAME, "sh", "-c", script]).ok().prints("thread");
 
     assert_eq!(seccomp(&[]), "NoNewPrivs:\t0\nSeccomp:\t2");

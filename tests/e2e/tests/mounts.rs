@@ -41,7 +41,6 @@ echo done
 "#;
 
 #[test]
-#[ignore = "bind mounts are refused until this has passed: BINDS_READY"]
 fn a_container_sees_and_changes_what_it_was_given_and_nothing_else() {
     let it = Installation::with_busybox();
     let here = tempfile::tempdir().unwrap();
@@ -102,7 +101,6 @@ fn a_container_sees_and_changes_what_it_was_given_and_nothing_else() {
 }
 
 #[test]
-#[ignore = "bind mounts are refused until this has passed: BINDS_READY"]
 fn what_can_not_be_mounted_is_refused() {
     let it = Installation::with_busybox();
     let here = tempfile::tempdir().unwrap();
@@ -141,7 +139,6 @@ fn what_can_not_be_mounted_is_refused() {
 }
 
 #[test]
-#[ignore = "bind mounts are refused until this has passed: BINDS_READY"]
 fn a_plain_users_files_stay_the_users() {
     let it = match rustix::process::geteuid().is_root() {
         true => Installation::of_user(UID),

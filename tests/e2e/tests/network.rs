@@ -26,7 +26,8 @@ fn sh(it: &Installation, container: &str, line: &str) -> String {
 /// What a web server says to a container, once it does.
 #[track_caller]
 fn get(it: &Installation, container: &str, url: &str) -> String {
-    let fetch = format!("busybox wget -q -T 10 -O - '{url}'");
+    // Its own time limit (`-T`) crashes in Debian's static build.
+    let fetch = format!("busybox timeout 10 busybox wget -q -O - '{url}'");
     wait_for(url, e2e::DEADLINE, || {
         let said = it.run(["exec", container, "sh", "-c", &fetch]);
         (said.code == Some(0)).then(|| said.text())
@@ -35,7 +36,7 @@ fn get(it: &Installation, container: &str, url: &str) -> String {
 
 /// Whether a container reaches a web server.
 fn reaches(it: &Installation, container: &str, url: &str) -> bool {
-    let fetch = format!("busybox wget -q -T 3 -O - {url}");
+    let fetch = format!("busybox timeout 3 busybox wget -q -O - {url}");
     it.run(["exec", container, "sh", "-c", &fetch]).code == Some(0)
 }
 

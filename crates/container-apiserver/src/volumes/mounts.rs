@@ -17,9 +17,6 @@ use crate::validate::mount::check_path;
 /// Devices that a VM takes beside those that it has from the beginning.
 const PLUGS: usize = 4;
 
-/// Whether containers can have volumes. Not before that is tested from end to end.
-pub const MOUNTS_READY: bool = false;
-
 /// Volumes that were made for a container that may not come to be; removed on drop unless kept.
 #[derive(Debug)]
 pub struct Made {
@@ -58,10 +55,6 @@ impl Engine {
             asked.mounts.iter().filter(|m| m.kind == MountKind::Volume).cloned().collect();
         if wanted.is_empty() {
             return Ok(made);
-        }
-        if !MOUNTS_READY {
-            let message = "mounting volumes in containers is not supported yet";
-            return Err(ApiError::new(ErrorCode::Unsupported, message));
         }
         let _turn = self.volumes.turn.lock().await;
         for mount in &wanted {

@@ -41,7 +41,14 @@ async fn start(session: &Session, args: &Start) -> Outcome {
         Err(error) if error.code == ErrorCode::Unavailable => session.start(deadline).await?,
         other => other?,
     };
-    let status = client.status().await?;
+    let status = match client.status().await {
+        // A service that was just about to end.
+        Err(error) if error.code == ErrorCode::Disconnected => {
+            client = session.start(deadline).await?;
+            client.status().await?
+        }
+        other => other?,
+    };
     print_line(&format!(
         "apiserver is running (pid {}, {})",
         status.apiserver_pid,

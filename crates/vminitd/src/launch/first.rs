@@ -13,6 +13,7 @@
 
 use super::child::{self, Task};
 use super::stdio::{self, GuestEnds};
+use super::volumes::Staged;
 use super::{DEVPTS, Launched, NAMESPACES, order, report};
 use crate::cgroup::{self, Room};
 use crate::failure::{Context, Failure};
@@ -132,7 +133,9 @@ pub fn start(
     start: &StartContainer,
     ahead: Option<Launcher>,
 ) -> Result<(Surroundings, Launched), Failure> {
-    let ahead = ahead.filter(|_| order::fits(start));
+    // For the first process to find in its copy of our mounts; one that was made ahead has none.
+    let staged = Staged::mount(&start.container.mounts)?;
+    let ahead = ahead.filter(|_| order::fits(start) && staged.is_empty());
     if let Some(launched) = ahead.and_then(|launcher| launcher.send(start)) {
         return Ok(launched);
     }

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, setpgid};
+use nix::unistd::{ForkResult, Pid, fork, setpgid};
 use std::ffi::CString;
 use vminitd_protocol::message::ErrorCode::Exhausted;
 
@@ -26,8 +26,10 @@ pub fn split(terminal: bool, capabilities: u64) -> Result<(), Failure> {
     let (all, mut before) = (SigSet::all(), SigSet::empty());
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), Some(&mut before))
         .internal("block signals")?;
-    match sys::fork(0, None).context(Exhausted, || "create a process")? {
-        sys::Forked::Child => {
+    // The plain call: a filter of system calls may know no other.
+    // SAFETY: this process has one thread, so the child may go on with everything it has.
+    match unsafe { fork() }.context(Exhausted, || "create a process")? {
+        ForkResult::Child => {
             sigprocmask(SigmaskHow::SIG_SETMASK, Some(&before), None)
                 .internal("unblock signals")?;
             let own_group = setpgid(Pid::from_raw(0), Pid::from_raw(0));
@@ -37,7 +39,7 @@ pub fn split(terminal: bool, capabilities: u64) -> Result<(), Failure> {
             }
             Ok(())
         }
-        sys::Forked::Parent { pid, .. } => become_init(pid, capabilities),
+        ForkResult::Parent { child } => become_init(child.as_raw(), capabilities),
     }
 }
 

@@ -1,11 +1,13 @@
 //! Block volumes: a disk with an ext4, of which the container sees the directory `data`.
 //!
 //! ```text
-//! serial ─► device ─► cache dropped ─► mounted at the stage ─► filled ─► detached tree of `data`
-//!                                                  (when it is empty and the image has files there)
+//! PID 1:          serial ─► device ─► cache dropped ─► mounted at the stage
+//! first process:  a copy of that mount ─► filled ─► detached tree of `data`
+//!                                 (when it is empty and the image has files there)
 //! ```
-//! All of it is done by the container's first process on its way, in its own namespaces and before
-//! the root is changed: a large copy holds nobody else up, and what goes wrong is its failure.
+//! The container's cgroup may open no disk, so PID 1 mounts them. The rest is done by the first
+//! process on its way, in its own namespaces and before the root is changed: a large copy holds
+//! nobody else up, and what goes wrong is its failure.
 
 use crate::block::{self, Disks};
 use crate::failure::{Context, Failure};
@@ -20,34 +22,66 @@ use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use vminitd_protocol::message::DiskSource;
 use vminitd_protocol::message::ErrorCode::Mount;
+use vminitd_protocol::message::{DiskSource, MountSource, MountSpec};
 
-/// Where a volume is mounted while it is looked at.
-const STAGE: &str = "/run/volume";
+/// Where volumes are mounted while they are looked at, each at its serial number.
+const STAGE: &str = "/run/volumes";
 /// What of a volume's file system the container sees: `lost+found` is beside it.
-const DATA: &str = "/run/volume/data";
+const DATA: &str = "data";
 
-/// The tree of a volume, filled with what the image has at `path` when that is asked for.
+/// Volumes that PID 1 has mounted, for a process that is made meanwhile; unmounted here on drop.
+#[derive(Debug, Default)]
+pub struct Staged(Vec<PathBuf>);
+
+impl Staged {
+    /// Mounts the disks among `mounts`.
+    pub fn mount(mounts: &[MountSpec]) -> Result<Staged, Failure> {
+        let mut staged = Staged::default();
+        for mount in mounts {
+            let Some(MountSource::Disk(disk)) = &mount.source else { continue };
+            let device = Disks::default().find(&disk.serial)?;
+            // What is behind it was another file when the kernel looked last.
+            block::drop_cache(&device)?;
+            let place = Path::new(STAGE).join(&disk.serial);
+            fs::create_dir_all(&place).context(Mount, || "make a place for volumes")?;
+            mount_disk(&device, &place, mount.read_only)?;
+            staged.0.push(place);
+        }
+        Ok(staged)
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        for place in &self.0 {
+            let _ = umount2(place, MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+/// The tree of a volume that is staged, filled with what the image has at `path` when that is asked
+/// for.
 pub fn open_disk(source: &DiskSource, path: &[u8], read_only: bool) -> Result<OwnedFd, Failure> {
-    let device = Disks::default().find(&source.serial)?;
-    // What is behind it was another file when the kernel looked last.
-    block::drop_cache(&device)?;
-    fs::create_dir_all(STAGE).context(Mount, || "make a place for volumes")?;
-    mount_disk(&device, read_only)?;
-    let tree = take(source, path, read_only);
-    let unmounted = umount2(STAGE, MntFlags::MNT_DETACH);
+    let place = Path::new(STAGE).join(&source.serial);
+    let tree = take(source, &place.join(DATA), path, read_only);
+    let unmounted = umount2(&place, MntFlags::MNT_DETACH);
     let tree = tree?;
     unmounted.context(Mount, || "unmount the staged volume")?;
     Ok(tree)
 }
 
-fn mount_disk(device: &Path, read_only: bool) -> Result<(), Failure> {
+fn mount_disk(device: &Path, place: &Path, read_only: bool) -> Result<(), Failure> {
     // As the upper disk; the journal's mode is in the superblock.
     let options = "discard,noinit_itable,no_prefetch_block_bitmaps";
     let mut flags = MsFlags::MS_NODEV;
     flags.set(MsFlags::MS_RDONLY, read_only);
-    match mount(Some(device), STAGE, Some("ext4"), flags, Some(options)) {
+    match mount(Some(device), place, Some("ext4"), flags, Some(options)) {
         Ok(()) => Ok(()),
         Err(Errno::EROFS) if read_only => Err(Failure::new(
             Mount,
@@ -58,11 +92,17 @@ fn mount_disk(device: &Path, read_only: bool) -> Result<(), Failure> {
     }
 }
 
-fn take(source: &DiskSource, path: &[u8], read_only: bool) -> Result<OwnedFd, Failure> {
+fn take(
+    source: &DiskSource,
+    data: &Path,
+    path: &[u8],
+    read_only: bool,
+) -> Result<OwnedFd, Failure> {
     if source.copy && !read_only {
-        fill(path, Path::new(DATA))?;
+        fill(path, data)?;
     }
-    let data = CString::new(DATA).expect("no NUL in a constant");
+    let data = CString::new(data.as_os_str().as_bytes())
+        .map_err(|_| Failure::invalid("a NUL byte in a serial number"))?;
     sys::open_tree(&data).context(Mount, || "pick a volume up: its file may be damaged")
 }
 
