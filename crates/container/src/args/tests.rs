@@ -197,8 +197,6 @@ fn bytes_pass_unchanged() {
 #[test]
 fn flags_of_later_parts_are_refused_by_name() {
     for flag in [
-        "-v /a:/b",
-        "--volume /a:/b",
         "--virtualization",
         "--virtualization=true",
         "--rosetta",
