@@ -15,6 +15,9 @@ use crate::layout::Image;
 use crate::processes::{self, Process};
 use crate::start_mode::{self, StartMode};
 
+/// A user to whom no file of this machine belongs.
+const PLAIN_USER: u32 = 12_345;
+
 /// One app root and the binaries that serve it. On drop the service is stopped, and a
 /// process that survives that is killed and reported.
 pub struct Installation {
@@ -56,9 +59,24 @@ impl Installation {
         Self::at(folder, app_root, StartMode::of_the_run())
     }
 
+    /// An empty one of a plain user: whoever runs the test, or for root a user to whom no file of
+    /// this machine belongs.
+    pub fn of_plain_user() -> Self {
+        if processes::is_root() { Self::of_user(PLAIN_USER) } else { Self::new() }
+    }
+
+    /// The same with the busybox image loaded, without what a login would have set.
+    pub fn of_plain_user_with_busybox() -> Self {
+        let it = Self::of_plain_user();
+        let archive = it.scratch().join("image.tar");
+        busybox::image().and_then(|i| i.write_archive(&archive)).expect("the busybox image");
+        it.bare(["image", "load", "--input"]).arg(&archive).run().ok();
+        it
+    }
+
     /// An empty one of the user `uid`, for a test that runs as root: every command runs as
     /// that user, without any privilege left.
-    pub fn of_user(uid: u32) -> Self {
+    fn of_user(uid: u32) -> Self {
         use std::os::unix::fs::{PermissionsExt, chown};
         let mut it = Self::without_mode();
         for folder in [it.scratch(), it.app_root()] {
@@ -198,6 +216,12 @@ impl Installation {
             None => Cmd::new(program),
         };
         command.env("CONTAINER_APP_ROOT", &self.app_root)
+    }
+
+    /// `container ARGS…` with the installation's folder as home, and nothing else that a login sets.
+    pub fn bare<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Cmd {
+        let command = self.container(args).env("HOME", self.scratch());
+        command.env_remove("XDG_RUNTIME_DIR").env_remove("USER")
     }
 
     /// Runs `container ARGS…` to its end.

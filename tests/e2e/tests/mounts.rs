@@ -4,10 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
-use e2e::{Installation, busybox};
-
-/// A user that no file of this machine belongs to.
-const UID: u32 = 12_345;
+use e2e::Installation;
 
 fn text(path: impl AsRef<Path>) -> String {
     fs::read_to_string(path.as_ref()).unwrap_or_else(|e| panic!("{:?}: {e}", path.as_ref()))
@@ -140,17 +137,7 @@ fn what_can_not_be_mounted_is_refused() {
 
 #[test]
 fn a_plain_users_files_stay_the_users() {
-    let it = match rustix::process::geteuid().is_root() {
-        true => Installation::of_user(UID),
-        false => Installation::new(),
-    };
-    let archive = it.scratch().join("image.tar");
-    busybox::image().unwrap().write_archive(&archive).unwrap();
-    let home = it.scratch().to_owned();
-    let container = |args: &[&str]| {
-        it.container(args).env("HOME", &home).env_remove("XDG_RUNTIME_DIR").env_remove("USER")
-    };
-    container(&["image", "load", "--input"]).arg(&archive).run().ok();
+    let it = Installation::of_plain_user_with_busybox();
     let owner = fs::metadata(it.app_root()).unwrap().uid();
     let shared = it.scratch().join("shared");
     fs::create_dir(&shared).unwrap();
@@ -161,10 +148,10 @@ fn a_plain_users_files_stay_the_users() {
     let mount = format!("{}:/shared", shared.display());
     let script = "cat /shared/there; touch /shared/made; stat -c %u /shared/there /shared/made; \
                   chown 5 /shared/made 2>/dev/null || echo refused";
-    container(&["run", "--rm", "--network", "none", "-v", &mount, "busybox", "sh", "-c", script])
+    it.bare(["run", "--rm", "--network", "none", "-v", &mount, "busybox", "sh", "-c", script])
         .run()
         .ok()
         .prints("there\n0\n0\nrefused");
     assert_eq!(fs::metadata(shared.join("made")).unwrap().uid(), owner);
-    container(&["system", "stop"]).run().ok();
+    it.bare(["system", "stop"]).run().ok();
 }

@@ -6,8 +6,6 @@ use std::time::Duration;
 use e2e::world::{LAN, METADATA, Place, SERVER, SERVER_V6};
 use e2e::{Installation, World, busybox, tools, wait_for};
 
-/// A user that no file of this machine belongs to.
-const UID: u32 = 12_345;
 const SOON: Duration = Duration::from_secs(30);
 
 /// An installation with the busybox image, on the world's host.
@@ -272,12 +270,8 @@ fn a_killed_service_is_not_missed_and_a_stopped_one_leaves_nothing() {
 #[test]
 fn a_plain_user_has_networks() {
     let world = World::new();
-    let it = match e2e::processes::is_root() {
-        true => Installation::of_user(UID),
-        // The world is root's already: a plain user's way is the same.
-        false => Installation::new(),
-    }
-    .in_place(&world.host);
+    // Without root the world is the user's already: a plain user's way is the same.
+    let it = Installation::of_plain_user().in_place(&world.host);
     it.load(&busybox::image().unwrap());
     let before = world.host_state();
     let _server = world.internet.serve(&format!("{SERVER}:80"), "internet");
@@ -343,10 +337,9 @@ fn seen_as(client: &Place, address: &str) -> String {
 #[test]
 fn clients_are_seen_by_their_own_addresses() {
     let world = World::new();
-    let root = e2e::processes::is_root();
     for plain_user in [false, true] {
-        let it = match plain_user && root {
-            true => Installation::of_user(UID),
+        let it = match plain_user {
+            true => Installation::of_plain_user(),
             false => Installation::new(),
         }
         .in_place(&world.host);
