@@ -55,7 +55,7 @@ pub struct FileIdentity {
 }
 
 /// A mount of a container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Mount {
     /// Its kind.

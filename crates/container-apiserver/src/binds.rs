@@ -22,7 +22,8 @@ use container_api::types::{ByteString, ContainerConfig};
 use container_api::{ApiError, ErrorCode, Result};
 
 use crate::engine::Engine;
-use crate::validate::mount::check_path;
+use crate::validate::mount::{check_path, plain};
+use crate::volumes::no_volume;
 
 /// Refused themselves.
 const SENSITIVE: [&str; 10] = [
@@ -121,12 +122,7 @@ impl Engine {
             read_only: asked.read_only,
             identity: Some(identity),
             dangerous: asked.dangerous,
-            notify: false,
-            uid: None,
-            gid: None,
-            copy: false,
-            anonymous: false,
-            shared: false,
+            ..Mount::default()
         })
     }
 
@@ -174,9 +170,7 @@ impl Engine {
                     MountKind::Bind => PathBuf::from(mount.source.to_os_string()),
                     MountKind::Volume => {
                         let name = mount.source.to_string_lossy();
-                        let record = self.volumes.find(&name).ok_or_else(|| {
-                            ApiError::not_found(format!("volume '{name}' does not exist"))
-                        })?;
+                        let record = self.volumes.find(&name).ok_or_else(|| no_volume(&name))?;
                         self.volumes.source(&record)
                     }
                 };
@@ -233,10 +227,9 @@ fn changed(path: &Path) -> ApiError {
 /// A path in the container without `.` and doubled slashes, at which something may be mounted.
 fn destination(path: &ByteString) -> Result<ByteString> {
     check_path("the target of a bind mount,", path.as_bytes())?;
-    let parts = path.as_bytes().split(|byte| *byte == b'/');
-    let parts: Vec<_> = parts.filter(|part| !matches!(*part, b"" | b".")).collect();
-    let clean: Vec<u8> = parts.iter().flat_map(|part| [b"/", *part].concat()).collect();
-    let system = SYSTEM.iter().any(|top| parts.first().is_some_and(|p| *p == &top.as_bytes()[1..]));
+    let clean = plain(path.as_bytes());
+    let top = clean.split(|byte| *byte == b'/').nth(1);
+    let system = SYSTEM.iter().any(|system| top == Some(&system.as_bytes()[1..]));
     if clean.is_empty() || system {
         let shown = escape_bytes(path.as_bytes());
         return Err(ApiError::invalid(format!(

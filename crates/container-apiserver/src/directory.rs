@@ -41,17 +41,21 @@ impl Staged {
         image: &ImageDisk,
         empty_upper: &Path,
     ) -> io::Result<Staged> {
+        let staged = Staged::begin(&root.containers(), &config.id)?;
+        write_json(staged.path(), names::CONFIG, config)?;
+        write_json(staged.path(), IMAGE, image)?;
+        copy_disk(empty_upper, &staged.path().join(names::UPPER))?;
+        Ok(staged)
+    }
+
+    /// An empty one, which is to be `name` in `folder`.
+    pub fn begin(folder: &Path, name: &str) -> io::Result<Staged> {
         // One that was given up a moment ago may still be on its way out.
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{NEW}{}-{}-{number}", config.id, std::process::id());
-        let path = root.containers().join(name);
+        let path = folder.join(format!("{NEW}{name}-{}-{number}", std::process::id()));
         DirBuilder::new().mode(0o700).create(&path)?;
-        let staged = Staged { path: Some(path.clone()), target: root.container(&config.id) };
-        write_json(&path, names::CONFIG, config)?;
-        write_json(&path, IMAGE, image)?;
-        copy_disk(empty_upper, &path.join(names::UPPER))?;
-        Ok(staged)
+        Ok(Staged { path: Some(path), target: folder.join(name) })
     }
 
     /// Where it is until then.
@@ -78,19 +82,20 @@ impl Drop for Staged {
         if let Some(path) = self.path.take()
             && let Err(error) = remove_tree(&path)
         {
-            tracing::warn!(path = %path.display(), %error, "a half-made container stays");
+            tracing::warn!(path = %path.display(), %error, "a half-made directory stays");
         }
     }
 }
 
-/// Takes a container's directory out of the way; what remains is to [`remove_tree`] the answer.
-pub fn set_aside(root: &AppRoot, id: &str) -> io::Result<Option<PathBuf>> {
+/// Takes the directory `name` in `folder` out of the way; what remains is to [`remove_tree`] the
+/// answer.
+pub fn set_aside(folder: &Path, name: &str) -> io::Result<Option<PathBuf>> {
     for number in 0.. {
-        let gone = root.containers().join(format!("{GONE}{number}-{}", std::process::id()));
+        let gone = folder.join(format!("{GONE}{number}-{}", std::process::id()));
         if gone.symlink_metadata().is_ok() {
             continue;
         }
-        return match fs::rename(root.container(id), &gone) {
+        return match fs::rename(folder.join(name), &gone) {
             Ok(()) => Ok(Some(gone)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
@@ -108,10 +113,15 @@ pub fn remove_tree(path: &Path) -> io::Result<u64> {
     }
 }
 
-/// Bytes on disk of the files in a directory.
+/// Bytes on disk of all that is in a directory.
 pub fn allocated(path: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(path) else { return 0 };
-    entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.blocks() * 512)).sum()
+    let size = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(found) if found.is_dir() => found.blocks() * 512 + allocated(&entry.path()),
+        Ok(found) => found.blocks() * 512,
+        Err(_) => 0,
+    };
+    entries.flatten().map(size).sum()
 }
 
 /// Reads back what [`Staged::build`] wrote, for a directory that has no row.
@@ -238,10 +248,10 @@ mod tests {
         let mut bytes = [0; 6];
         File::open(&disk).unwrap().read_exact_at(&mut bytes, 8 << 20).unwrap();
         assert_eq!(&bytes, b"middle");
-        let gone = set_aside(&root, "web").unwrap().unwrap();
+        let gone = set_aside(&root.containers(), "web").unwrap().unwrap();
         assert!(!root.container("web").exists());
         assert!(remove_tree(&gone).unwrap() > 0);
-        assert!(set_aside(&root, "web").unwrap().is_none());
+        assert!(set_aside(&root.containers(), "web").unwrap().is_none());
     }
 
     #[test]

@@ -141,7 +141,7 @@ impl Engine {
         container: &Arc<Container>,
         exit: Option<ExitRecord>,
     ) -> Result<Option<PathBuf>> {
-        let aside = set_aside(&self.root, container.id())?;
+        let aside = set_aside(&self.root.containers(), container.id())?;
         if let Err(error) = self.store.remove(container.id(), exit.as_ref()) {
             // The next start of this service finds a row without a directory, and removes it.
             let error = ApiError::from(error);

@@ -17,7 +17,7 @@ use container_archive::{
 };
 use nix::unistd::sync;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use vminitd_protocol::message::{ArchiveWork, ReadArchive, WriteArchive};
 
@@ -99,14 +99,10 @@ fn write_archive(write: &WriteArchive, root: &str) -> Result<(), ArchiveError> {
     };
     let done = Unpacker::new(place, rules).run(&mut reader, first).map(drop);
     if done.is_ok() {
-        drain(reader);
+        // Whoever writes is not to find a broken pipe after the archive's end.
+        reader.drain();
     }
     done
-}
-
-/// Whoever writes is not to find a broken pipe after the archive's end.
-fn drain(mut reader: TarReader<impl Read>) {
-    reader.drain();
 }
 
 /// A standard stream without a buffer.

@@ -42,6 +42,12 @@ pub fn check_path(what: &str, path: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// A path that [`check_path`] lets pass, without `.`, doubled and last slashes; the root is empty.
+pub fn plain(path: &[u8]) -> Vec<u8> {
+    let parts = path.split(|byte| *byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
+    parts.flat_map(|part| [b"/", part].concat()).collect()
+}
+
 /// Checks `--masked-path` and `--read-only-path`.
 pub fn check_paths(what: &str, paths: &[String]) -> Result<()> {
     paths.iter().try_for_each(|path| check_path(what, path.as_bytes()))

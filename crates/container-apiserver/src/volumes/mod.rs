@@ -18,8 +18,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use container_api::mounts::{Volume, VolumeKind};
@@ -28,10 +27,11 @@ use container_api::types::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex as AsyncMutex;
 
-use crate::directory::{GONE, NEW, read_json, write_json};
+use crate::directory::{GONE, NEW, Staged, allocated, read_json, set_aside, write_json};
 
 pub use claim::Claim;
 pub use mounts::{Made, names};
+pub use requests::no_volume;
 
 /// What is kept of a volume.
 const RECORD: &str = "volume.json";
@@ -132,7 +132,7 @@ impl Volumes {
 
     /// Bytes on the host's disk.
     pub fn allocated(&self, record: &Record) -> u64 {
-        tree_size(&self.directory(&record.name))
+        allocated(&self.directory(&record.name))
     }
 
     /// As it is shown.
@@ -158,12 +158,7 @@ impl Volumes {
 
     /// Begins a volume's directory.
     fn stage(&self, record: &Record) -> io::Result<Staged> {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{NEW}{}-{}-{number}", record.name, std::process::id());
-        let path = self.root.volumes().join(name);
-        DirBuilder::new().mode(0o700).create(&path)?;
-        let staged = Staged { path: Some(path) };
+        let staged = Staged::begin(&self.root.volumes(), &record.name)?;
         write_json(staged.path(), RECORD, record)?;
         if record.kind == VolumeKind::Shared {
             DirBuilder::new().mode(0o755).create(staged.path().join(DATA))?;
@@ -172,76 +167,26 @@ impl Volumes {
     }
 
     /// Gives a finished one its name.
-    fn commit(&self, mut staged: Staged, record: Record) -> io::Result<()> {
-        let target = self.directory(&record.name);
-        // A rename would replace an empty directory.
-        if target.symlink_metadata().is_ok() {
-            return Err(io::Error::from(io::ErrorKind::AlreadyExists));
-        }
+    fn commit(&self, staged: Staged, record: Record) -> io::Result<()> {
         fs::File::open(staged.path())?.sync_all()?;
-        fs::rename(staged.path(), &target)?;
-        staged.path = None;
+        staged.commit()?;
         fs::File::open(self.root.volumes())?.sync_all()?;
         self.records().insert(record.name.clone(), record);
         Ok(())
     }
 
-    /// Takes a volume out of sight; what remains is to [`remove_tree`] the answer.
+    /// Takes a volume out of sight; what remains is to [`crate::directory::remove_tree`] the answer.
     fn set_aside(&self, name: &str) -> io::Result<PathBuf> {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let gone = format!("{GONE}{number}-{}-{}", std::process::id(), Timestamp::now());
-        let gone = self.root.volumes().join(gone);
-        fs::rename(self.directory(name), &gone)?;
+        let gone = set_aside(&self.root.volumes(), name)?.ok_or(io::ErrorKind::NotFound)?;
         self.records().remove(name);
         Ok(gone)
     }
 }
 
-/// A directory under its temporary name; removed on drop unless committed.
-#[derive(Debug)]
-struct Staged {
-    path: Option<PathBuf>,
-}
-
-impl Staged {
-    fn path(&self) -> &Path {
-        self.path.as_deref().unwrap_or(Path::new(""))
-    }
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        if let Some(path) = self.path.take()
-            && let Err(error) = remove_tree(&path)
-        {
-            tracing::warn!(path = %path.display(), %error, "a half-made volume stays");
-        }
-    }
-}
-
-/// Removes a directory and says how many bytes of disk it held.
-fn remove_tree(path: &Path) -> io::Result<u64> {
-    let freed = tree_size(path);
-    crate::directory::remove_tree(path)?;
-    Ok(freed)
-}
-
-/// Bytes on disk of all that is in a directory.
-fn tree_size(path: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let Ok(entries) = fs::read_dir(path) else { return 0 };
-    let size = |entry: fs::DirEntry| match entry.metadata() {
-        Ok(found) if found.is_dir() => found.blocks() * 512 + tree_size(&entry.path()),
-        Ok(found) => found.blocks() * 512,
-        Err(_) => 0,
-    };
-    entries.flatten().map(size).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::directory::remove_tree;
     use container_api::mounts::VolumeOptions;
 
     #[test]

@@ -12,7 +12,7 @@ use container_api::{ApiError, ErrorCode, Result};
 
 use super::{Record, options, requests::no_volume};
 use crate::engine::{Engine, Reservation};
-use crate::validate::mount::check_path;
+use crate::validate::mount::{check_path, plain};
 
 /// Devices that a VM takes beside those that it has from the beginning.
 const PLUGS: usize = 4;
@@ -84,13 +84,14 @@ impl Engine {
             }
         };
         Ok(Mount {
+            kind: MountKind::Volume,
             source: record.name.as_str().into(),
             destination,
             read_only: asked.read_only,
             copy: !asked.no_copy && !asked.read_only,
             anonymous: record.anonymous,
             shared: record.kind == VolumeKind::Shared,
-            ..plain()
+            ..Mount::default()
         })
     }
 
@@ -126,40 +127,12 @@ fn check_disk(record: &Record, path: &std::path::Path) -> Result<()> {
     }
 }
 
-fn plain() -> Mount {
-    Mount {
-        kind: MountKind::Volume,
-        source: ByteString::default(),
-        destination: ByteString::default(),
-        read_only: false,
-        identity: None,
-        dangerous: false,
-        notify: false,
-        uid: None,
-        gid: None,
-        copy: false,
-        anonymous: false,
-        shared: false,
-    }
-}
-
 /// A path in the container without `.` and doubled slashes.
 fn destination(path: &ByteString) -> Result<ByteString> {
     check_path("volume", path.as_bytes())?;
-    let mut parts: Vec<&[u8]> = Vec::new();
-    for part in path.as_bytes().split(|byte| *byte == b'/') {
-        match part {
-            b"" | b"." => {}
-            other => parts.push(other),
-        }
-    }
-    if parts.is_empty() {
+    let clean = plain(path.as_bytes());
+    if clean.is_empty() {
         return Err(ApiError::invalid("a volume can't take the place of the container's root"));
-    }
-    let mut clean = Vec::new();
-    for part in parts {
-        clean.push(b'/');
-        clean.extend_from_slice(part);
     }
     Ok(ByteString(clean))
 }
@@ -208,7 +181,8 @@ mod tests {
     use crate::store::tests::config;
 
     fn mount(name: &str, at: &str, read_only: bool) -> Mount {
-        Mount { source: name.into(), destination: at.into(), read_only, ..plain() }
+        let (kind, source) = (MountKind::Volume, name.into());
+        Mount { kind, source, destination: at.into(), read_only, ..Mount::default() }
     }
 
     #[test]

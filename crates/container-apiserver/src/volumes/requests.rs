@@ -12,7 +12,8 @@ use container_api::paths::DISK_LEN;
 use container_api::types::UsageOf;
 use container_api::{ApiError, ErrorCode, Result};
 
-use super::{DISK, Record, options, remove_tree};
+use super::{DISK, Record, options};
+use crate::directory::remove_tree;
 use crate::engine::Engine;
 
 impl Engine {
@@ -154,7 +155,7 @@ fn containers(ids: &[&str]) -> String {
 }
 
 /// There is no volume of this name.
-pub(super) fn no_volume(name: &str) -> ApiError {
+pub fn no_volume(name: &str) -> ApiError {
     let shown: String = name.chars().take(128).collect();
     ApiError::not_found(format!("no volume '{}'", container_api::escape::escape(&shown)))
 }

@@ -37,10 +37,10 @@ pub struct Staged(Vec<PathBuf>);
 impl Staged {
     /// Mounts the disks among `mounts`.
     pub fn mount(mounts: &[MountSpec]) -> Result<Staged, Failure> {
-        let mut staged = Staged::default();
+        let (mut staged, mut disks) = (Staged::default(), Disks::default());
         for mount in mounts {
             let Some(MountSource::Disk(disk)) = &mount.source else { continue };
-            let device = Disks::default().find(&disk.serial)?;
+            let device = disks.find(&disk.serial)?;
             // What is behind it was another file when the kernel looked last.
             block::drop_cache(&device)?;
             let place = Path::new(STAGE).join(&disk.serial);
