@@ -47,7 +47,11 @@ impl Disks {
         let before = self.0.len();
         for entry in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
             let node = Path::new("/dev").join(entry.file_name());
-            if self.0.iter().any(|disk| disk.node == node) || !node.exists() {
+            if self.0.iter().any(|disk| disk.node == node) {
+                continue;
+            }
+            // The node of a disk that is being plugged in is there a moment before it opens (ENXIO).
+            if File::open(&node).is_err() {
                 continue;
             }
             match read_kernel(entry.path().join("serial")) {
