@@ -21,7 +21,20 @@ use crate::{build, install, kernel};
 const INIT: &str = include_str!("../assets/kvm-init.sh");
 
 /// What the outer machine has beside the essential packages.
-const PACKAGES: &[&str] = &["qemu-system-x86", "busybox-static", "kmod", "mount", "procps"];
+const PACKAGES: &[&str] =
+    &["qemu-system-x86", "busybox-static", "nftables", "iproute2", "kmod", "mount", "procps"];
+
+/// Directories of the kernel's modules that it has: KVM, and what networks of containers need.
+const MODULES: &[&str] = &[
+    "kernel/arch/x86/kvm",
+    "kernel/virt",
+    "kernel/drivers/crypto/ccp",
+    "kernel/drivers/net",
+    "kernel/net",
+    "kernel/lib",
+    "kernel/crypto",
+    "kernel/arch/x86/crypto",
+];
 
 /// Everything together, on two emulated processors at worst.
 const DEADLINE: Duration = Duration::from_secs(600);
@@ -90,7 +103,7 @@ fn root(workspace: &Workspace, folder: &Path) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// The kernel's KVM modules and what they depend on.
+/// The kernel's modules of [`MODULES`].
 fn copy_modules(unpacked: &Path, root: &Path) -> Result<()> {
     for below in ["lib/modules", "usr/lib/modules"] {
         let from = unpacked.join(below);
@@ -98,7 +111,7 @@ fn copy_modules(unpacked: &Path, root: &Path) -> Result<()> {
         for entry in entries {
             let version = entry?.file_name();
             let to = root.join("usr/lib/modules").join(&version);
-            for part in ["kernel/arch/x86/kvm", "kernel/virt", "kernel/drivers/crypto/ccp"] {
+            for part in MODULES {
                 let source = from.join(&version).join(part);
                 if source.exists() {
                     let target = to.join(part);

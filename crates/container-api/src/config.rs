@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
-use crate::network::{Mode, NO_NETWORK};
+use crate::network::{DEFAULT_NETWORK, Mode};
 use crate::network_options::is_name;
 use crate::{ApiError, Result};
 
@@ -128,7 +128,7 @@ pub struct NetworkDefaults {
 impl Default for NetworkDefaults {
     fn default() -> Self {
         NetworkDefaults {
-            default: NO_NETWORK.into(),
+            default: DEFAULT_NETWORK.into(),
             mode: Mode::default(),
             publish_address: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
             pool: vec![IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 64, 0), 18))],
@@ -373,9 +373,9 @@ mod tests {
         let config = Config::parse(text).unwrap();
         assert_eq!(config.network.mode, Mode::HostOnly);
         assert_eq!(config.network.pool.len(), 2);
-        assert_eq!(config.network.default, "none");
-        let config = Config::parse("[network]\ndefault = 'default'").unwrap();
         assert_eq!(config.network.default, "default");
+        let config = Config::parse("[network]\ndefault = 'none'").unwrap();
+        assert_eq!(config.network.default, "none");
         for wrong in [
             "mode = 'bridge'",
             "publish_address = []",

@@ -405,3 +405,55 @@ fn a_published_port_fails_no_request_under_load() {
     assert!(says("Complete requests:", REQUESTS) && says("Failed requests:", 0), "{ab}");
     assert!(!ab.contains("Non-2xx"), "{ab}");
 }
+
+/// The IPv4 subnet of a network.
+fn subnet(it: &Installation, network: &str) -> String {
+    let network = it.run(["network", "inspect", network]).ok().json();
+    network[0]["configuration"]["ipv4Subnet"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_default_network_is_there_and_nobody_elses() {
+    let world = World::new();
+    // Of IPv6 the host wants to know nothing.
+    world.host.sh("echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6");
+    let _server = world.internet.serve(&format!("{SERVER}:80"), "internet");
+    let (one, two) = (installed(&world), installed(&world));
+    // Both at once.
+    let words = ["run", "-d", "--name", "c", "-p", "0:80", "busybox", "sleep", "10000"];
+    let starts = [&one, &two].map(|it| it.container(words).spawn());
+    for start in starts {
+        start.wait(e2e::DEADLINE).ok();
+    }
+    assert_ne!(subnet(&one, "default"), subnet(&two, "default"));
+    for it in [&one, &two] {
+        assert_eq!(get(it, "c", &format!("http://{SERVER}")), "internet");
+        assert_eq!(it.inspect("c")["networks"][0]["network"], "default");
+    }
+    // What the host gets while no container runs.
+    let taken = subnet(&two, "default");
+    two.run(["network", "create", "--subnet", "10.5.0.0/24", "chosen"]).ok();
+    two.run(["system", "stop"]).ok();
+    world.host.sh(&format!("ip route add {taken} dev lan; ip route add 10.5.0.0/24 dev lan"));
+    two.run(["start", "c"]).ok();
+    assert_ne!(subnet(&two, "default"), taken);
+    let chosen = ["run", "--rm", "--network", "chosen", "busybox", "true"];
+    two.run(chosen).fails(125, "10.5.0.0/24");
+}
+
+#[test]
+fn where_networks_cannot_be_had_one_line_says_so() {
+    let world = World::new();
+    let it = installed(&world);
+    world.host.sh("mount --bind /dev/null \"$(readlink -f \"$(command -v nft)\")\"");
+    let refused = it.run(["run", "--rm", "busybox", "true"]).fails(125, "package nftables");
+    assert!(refused.errors().contains("--network none"), "{refused:?}");
+    assert_eq!(it.run(["list", "--all", "--quiet"]).ok().text(), "");
+    let interfaces = ["run", "--rm", "--network", "none", "busybox", "ls", "/sys/class/net"];
+    it.run(interfaces).ok().prints("lo");
+    // Said once for all.
+    it.run(["system", "stop"]).ok();
+    it.configure("network.default = 'none'\n");
+    it.run(["run", "--rm", "busybox", "ls", "/sys/class/net"]).ok().prints("lo");
+    it.run(["run", "--rm", "-p", "80:80", "busybox", "true"]).fails(125, "nftables");
+}

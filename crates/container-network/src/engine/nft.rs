@@ -17,7 +17,10 @@ pub(super) fn find(program: &str, package: &str) -> Result<PathBuf> {
         .map(|folder| folder.join(program))
         .find(|file| rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok())
         .ok_or_else(|| {
-            let message = format!("networks need {program}: install the package {package}");
+            let message = format!(
+                "networks need {program}: install the package {package} \
+                 (`--network none` does without)"
+            );
             ApiError::new(ErrorCode::Unavailable, message)
         })
 }
