@@ -7,14 +7,17 @@ DESTDIR ?=
 # guest kernel; `cargo xtask variant` prepares both from the distribution's backports.
 QEMU    ?=
 KERNEL  ?=
+# `make kernel KVM=1` builds the guest kernel with KVM in it.
+KVM     ?=
 
 export PATH := $(PATH):$(HOME)/.cargo/bin
 bootstrap := packaging/bootstrap.sh
 
-.PHONY: help build demo test test-kvm bench install uninstall lint clean
+.PHONY: help build kernel demo test test-kvm bench install uninstall lint clean
 
 help:
 	@echo 'make build            release binaries and the guest kernel, in target/'
+	@echo 'make kernel           a slim guest kernel from source, optional   [KVM=1]'
 	@echo 'make demo             build, make a Debian image and run it in its own VM'
 	@echo 'make test             unit and end-to-end tests   [QEMU=DIR] [KERNEL=DIR]'
 	@echo 'make test-kvm         the KVM path, inside an emulated machine that offers SVM'
@@ -27,6 +30,10 @@ help:
 build:
 	@$(bootstrap) build
 	@cargo xtask build
+
+kernel:
+	@$(bootstrap) build kernel
+	@cargo xtask slim-kernel $(if $(KVM),--kvm)
 
 demo:
 	@$(bootstrap) build demo

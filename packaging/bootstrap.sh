@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes sure that what a make target needs is installed.
 #
-#   packaging/bootstrap.sh [toolchain] [build] [demo] [test]
+#   packaging/bootstrap.sh [toolchain] [build] [kernel] [demo] [test]
 #
 # Looks first and touches nothing when everything is there. What is missing is
 # announced, then installed from the distribution's own packages; only that (and
@@ -42,10 +42,12 @@ packages_for() {
         *) die "there is no port to $arch yet" ;;
         esac
         ;;
+    # What the kernel's own build needs beside a compiler.
+    kernel) echo bc bison flex libelf-dev binutils xz-utils bzip2 ;;
     demo) echo mmdebstrap uidmap ;;
     test)
         echo erofs-utils e2fsprogs openssl skopeo umoci docker-registry busybox-static
-        echo attr libcap2-bin util-linux zstd xz-utils curl procps
+        echo attr libcap2-bin uidmap util-linux zstd xz-utils curl procps
         echo iproute2 iputils-ping dnsmasq-base openssh-client socat tcpdump apache2-utils
         ;;
     *) die "unknown set of packages: $1" ;;

@@ -39,6 +39,9 @@ case $(echo "$status" | tr -d ' \n') in
 esac
 step container run --progress none --rm busybox sh -c 'uname -a; exit 42'
 echo "PROOF run=$?"
+# The outer machine's CPU can run VMs, that of its guests can't.
+masked=$(timeout 200 container run --progress none --rm busybox grep -cw svm /proc/cpuinfo)
+[ "$masked" = 0 ] && grep -qw svm /proc/cpuinfo && echo "PROOF svm-masked"
 step container run -d --name seen busybox sleep 100
 # Other QEMUs come and go beside it: a template is made, a spare.
 for pid in $(pidof qemu-system-x86_64); do

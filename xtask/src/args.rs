@@ -31,6 +31,12 @@ impl Args {
         Ok(Some(self.words.remove(at)).filter(|value| !value.is_empty()))
     }
 
+    /// Takes `NAME` out, wherever it stands; whether it was there.
+    pub fn flag(&mut self, name: &str) -> bool {
+        let at = self.words.iter().position(|word| word == name);
+        at.map(|at| self.words.remove(at)).is_some()
+    }
+
     /// Takes `NAME VALUE` out and fails when it is absent.
     pub fn required(&mut self, name: &str) -> Result<String> {
         self.value(name)?.with_context(|| format!("{name} is missing"))

@@ -42,6 +42,21 @@ pub fn of_the_machine(workspace: &Workspace) -> Result<Packages> {
     Packages::download(&Apt::of_the_machine(), &workspace.target.join("kernel"))
 }
 
+/// Makes a bundle of a kernel file that needs no modules, unless it is there already.
+pub fn bundle_of_binary(images: &Path, binary: &Path, init: &Path, bundle: &Path) -> Result<()> {
+    let stamp = Stamp::new(bundle.with_extension("stamp"))
+        .file("images", images)?
+        .file("kernel", binary)?
+        .file("init", init)?;
+    if bundle.join("bundle.json").exists() && stamp.is_current() {
+        return Ok(());
+    }
+    let mut command = Command::new(images);
+    command.args(["kernel-bundle", "--output"]).arg(bundle).arg("--binary").arg(binary);
+    run(command.arg("--init").arg(init))?;
+    stamp.write()
+}
+
 impl Packages {
     /// Downloads the newest kernel package of `apt` into `folder`. One that is there is
     /// kept: a newer package in the archive alone does not make a build slow.

@@ -45,6 +45,7 @@ const PROOFS: &[(&str, &str)] = &[
     ("PROOF accelerator=kvm", "system status says that KVM was chosen"),
     ("PROOF run=42", "a container ran and its exit code came back"),
     ("PROOF qemu-kvm", "its QEMU was started with KVM"),
+    ("PROOF svm-masked", "its CPU can't run virtual machines"),
 ];
 
 /// Boots the outer machine and checks what it prints.

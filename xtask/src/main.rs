@@ -16,6 +16,7 @@ mod install;
 mod kernel;
 mod kvm;
 mod lint;
+mod slim;
 mod stamp;
 mod test;
 mod variant;
@@ -33,6 +34,7 @@ cargo xtask COMMAND
   build                      release binaries and the guest kernel
   guest                      the guest's static init alone
   kernel                     the guest kernel bundle alone
+  slim-kernel [--kvm]        a guest kernel of our own configuration, from source
   image                      the demo's image alone
   demo                       build, make the image, run it
   variant                    QEMU and guest kernel of the backports, for tests
@@ -65,6 +67,11 @@ fn run() -> Result<()> {
         "build" => build::all(&workspace, args.finish()?),
         "guest" => build::guest(&workspace, args.finish()?).map(drop),
         "kernel" => kernel::bundle(&workspace, args.finish()?).map(drop),
+        "slim-kernel" => {
+            let kvm = args.flag("--kvm");
+            args.finish()?;
+            slim::make(&workspace, kvm)
+        }
         "image" => {
             args.finish()?;
             debian::image(&workspace).map(|archive| println!("{}", archive.display()))

@@ -280,6 +280,10 @@ pub struct CreateOptions {
     pub stop_signal: Option<String>,
     /// `--kernel`: a kernel binary or a bundle's directory, absolute.
     pub kernel: Option<PathBuf>,
+    /// `--virtualization`.
+    pub virtualization: bool,
+    /// The user was asked about `--virtualization` and agreed.
+    pub virtualization_confirmed: bool,
     /// `--rm`.
     pub auto_remove: bool,
     /// `--restart`.

@@ -236,6 +236,21 @@ const MAX_SPARES: u32 = 64;
 pub struct SecurityConfig {
     /// Layers of the jail that may be missing on this host (`landlock`).
     pub allow_missing: Vec<String>,
+    /// Who may have `--virtualization`.
+    pub virtualization: VirtualizationPolicy,
+}
+
+/// `[security] virtualization`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VirtualizationPolicy {
+    /// Nobody.
+    Deny,
+    /// Whoever confirms it on a terminal.
+    #[default]
+    Ask,
+    /// Everybody.
+    Allow,
 }
 
 impl Config {
@@ -364,6 +379,11 @@ mod tests {
         Config::parse("[container]\nmemory = 'lots'").unwrap_err();
         Config::parse("[runtime]\nspare = 64").unwrap();
         Config::parse("[runtime]\nspare = 65").unwrap_err();
+        let policy = |text: &str| Config::parse(text).map(|c| c.security.virtualization);
+        assert_eq!(policy("").unwrap(), VirtualizationPolicy::Ask);
+        let allowed = policy("[security]\nvirtualization = 'allow'").unwrap();
+        assert_eq!(allowed, VirtualizationPolicy::Allow);
+        policy("[security]\nvirtualization = true").unwrap_err();
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub enum ErrorCode {
     Timeout,
     /// The caller went away or asked to stop.
     Cancelled,
+    /// The user has to confirm it first: the same request, confirmed, may succeed.
+    ConfirmationRequired,
     /// Not allowed for this peer.
     PermissionDenied,
     /// No space, memory, descriptors or processes left.
@@ -53,7 +55,9 @@ impl ErrorCode {
     }
 }
 
-/// An error as a service reports it: a code to decide on and one line to show.
+/// An error as a service reports it: a code to decide on and one line to show; those of
+/// [`ErrorCode::Unsupported`] and [`ErrorCode::ConfirmationRequired`] may have lines of reasons
+/// below it.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq, Serialize, Deserialize)]
 #[error("{message}")]
 pub struct ApiError {

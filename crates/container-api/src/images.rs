@@ -345,6 +345,9 @@ pub struct KernelBundle {
     pub source: String,
     /// SHA-256 of `vmlinux` and of `initramfs.cpio` (`sha256:…`).
     pub digests: BTreeMap<String, String>,
+    /// Whether it has KVM, built in or in [`BUNDLE_KVM_INITRAMFS`].
+    #[serde(default)]
+    pub virtualization: bool,
 }
 
 impl KernelBundle {
@@ -372,6 +375,8 @@ pub const BUNDLE_RECORD: &str = "bundle.json";
 pub const BUNDLE_KERNEL: &str = "vmlinux";
 /// The initramfs in a bundle: an uncompressed cpio archive.
 pub const BUNDLE_INITRAMFS: &str = "initramfs.cpio";
+/// The same with KVM's modules, for VMs in which VMs are run; only where these are modules.
+pub const BUNDLE_KVM_INITRAMFS: &str = "initramfs-kvm.cpio";
 /// In a bundle, the EROFS image of the throwaway container that makes a VM warm; sparse,
 /// [`crate::paths::DISK_LEN`] long. Its program is [`WARM_UP`].
 pub const BUNDLE_WARM_IMAGE: &str = "warm.erofs";

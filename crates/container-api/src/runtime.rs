@@ -57,6 +57,9 @@ pub struct VmSpec {
     pub network: Option<GuestNetwork>,
     /// What runs guest code, already proved.
     pub accelerator: Accelerator,
+    /// Whether the VM's CPU can run VMs itself.
+    #[serde(default)]
+    pub virtualization: bool,
     /// The image as a disk (EROFS), shared and read-only.
     pub image_disk: PathBuf,
     /// The container's writable disk (ext4).
@@ -169,6 +172,10 @@ pub struct ProbeReport {
     /// file and version, the accelerator, the CPU's features, our own command line for it.
     #[serde(default)]
     pub template_identity: String,
+    /// Why VMs of this host can't run VMs themselves, one line each; empty: they can. `None`: nobody
+    /// has looked.
+    #[serde(default)]
+    pub nesting: Option<Vec<String>>,
     /// Whether a jail can make a tap here; if not, VMs have no NIC.
     #[serde(default)]
     pub tap: bool,

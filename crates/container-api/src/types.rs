@@ -339,6 +339,9 @@ pub struct ContainerConfig {
     /// Whether it is started again when it ends.
     #[serde(default)]
     pub restart: RestartPolicy,
+    /// Virtual machines can be run in it: its VM's CPU and kernel have what that needs.
+    #[serde(default)]
+    pub virtualization: bool,
     /// When it was created.
     pub creation_date: Timestamp,
     /// Always `container-runtime-linux`.

@@ -17,7 +17,7 @@ use crate::engine::{Engine, Reservation};
 use crate::lifecycle::Life;
 use crate::store::{ImageDisk, Record};
 use crate::validate::{self, name};
-use crate::{kernel, merge};
+use crate::{kernel, merge, virtualization};
 
 /// Where in a container's directory the bundle of its own kernel file lies.
 const OWN_KERNEL: &str = "kernel";
@@ -54,6 +54,7 @@ impl Engine {
         let options = &*validate::network::configured(options, &self.config.network.default);
         merge::check(options, &self.config.container)?;
         let kernel_file = self.check_kernel(options)?;
+        self.check_virtualization(options, kernel_file.is_some()).await?;
         let id = match &options.name {
             Some(name) => name.clone(),
             None => name::random()?,
@@ -79,7 +80,12 @@ impl Engine {
             .map_err(|e| self.failed(e))?;
         steps.done("container's directory");
         if let Some(file) = kernel_file {
-            kernel::bundle(file, &staged.path().join(OWN_KERNEL)).await?;
+            let bundle = staged.path().join(OWN_KERNEL);
+            kernel::bundle(file, &bundle).await?;
+            if options.virtualization {
+                let own = kernel::choose(&self.root, Some(&bundle), None)?;
+                virtualization::check_kernel(&own)?;
+            }
         }
         // No await from here on: the container exists, or it does not.
         let record = Record { config, image, life: Life::new(), runtime: None };

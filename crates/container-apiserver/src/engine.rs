@@ -316,11 +316,12 @@ impl Engine {
         kernel: &Kernel,
         report: &ProbeReport,
         resources: Resources,
+        virtualization: bool,
     ) -> Option<Shape> {
         let possible = self.templates.enabled()
             && !report.template_identity.is_empty()
             && kernel.warm_image.exists();
-        let shape = possible.then(|| Shape::new(kernel, report, resources))?;
+        let shape = possible.then(|| Shape::new(kernel, report, resources, virtualization))?;
         let failed = |error| tracing::warn!(%error, "the kernel can't be looked at");
         shape.map_err(failed).ok()
     }
@@ -340,6 +341,7 @@ impl Engine {
             nic: report.tap,
             network: None,
             accelerator: report.accelerator,
+            virtualization: false,
             image_disk: PathBuf::new(),
             upper_disk: PathBuf::new(),
             shares: Vec::new(),

@@ -5,7 +5,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use container_api::escape::escape;
-use container_api::images::{BUNDLE_INITRAMFS, BUNDLE_KERNEL, BUNDLE_WARM_IMAGE, KernelBundle};
+use container_api::images::{
+    BUNDLE_INITRAMFS, BUNDLE_KERNEL, BUNDLE_KVM_INITRAMFS, BUNDLE_WARM_IMAGE, KernelBundle,
+};
 use container_api::paths::{self, AppRoot};
 use container_api::{ApiError, ErrorCode, Result};
 use tokio::process::Command;
@@ -29,6 +31,8 @@ pub struct Kernel {
     pub warm_image: PathBuf,
     /// `uname -r`, when the bundle says so.
     pub version: Option<String>,
+    /// Whether it has KVM.
+    pub virtualization: bool,
 }
 
 /// The container's own kernel, else the configured one, else what `kernel set` installed, else the
@@ -53,7 +57,10 @@ fn read(directory: &Path) -> Result<Kernel> {
             return Err(ApiError::new(ErrorCode::Unavailable, message));
         }
     }
-    found.version = KernelBundle::read(&directory).ok().map(|bundle| bundle.version);
+    if let Ok(bundle) = KernelBundle::read(&directory) {
+        found.virtualization = bundle.virtualization;
+        found.version = Some(bundle.version);
+    }
     Ok(found)
 }
 
@@ -66,6 +73,16 @@ impl Kernel {
             initramfs: directory.join(BUNDLE_INITRAMFS),
             warm_image: directory.join(BUNDLE_WARM_IMAGE),
             version: None,
+            virtualization: false,
+        }
+    }
+
+    /// The same for a VM in which VMs are run: with KVM's modules, where KVM is not built in.
+    pub fn with_kvm(self) -> Kernel {
+        let initramfs = self.directory.join(BUNDLE_KVM_INITRAMFS);
+        match initramfs.exists() {
+            true => Kernel { initramfs, ..self },
+            false => self,
         }
     }
 }

@@ -47,12 +47,16 @@ pub struct Plan {
     shares: Result<Vec<Share>>,
     /// No program will run.
     maintenance: bool,
+    /// VMs can be run in the container.
+    virtualization: bool,
 }
 
 impl Plan {
     /// The same for a VM that only reads or writes the container's disk.
     pub fn for_maintenance(self) -> Plan {
-        Plan { maintenance: true, ..self }
+        // Nothing will run VMs in it.
+        let shape = self.shape.filter(|shape| !shape.virtualization);
+        Plan { maintenance: true, virtualization: false, shape, ..self }
     }
 }
 
@@ -87,7 +91,11 @@ impl Engine {
     /// Finds out whether and with what the container can be started.
     pub async fn plan(&self, container: &Container) -> Result<Plan> {
         let report = self.probe.usable().await?;
-        let kernel = self.kernel(container.config.kernel.as_deref())?;
+        let virtualization = container.config.virtualization;
+        let mut kernel = self.kernel(container.config.kernel.as_deref())?;
+        if virtualization {
+            kernel = kernel.with_kvm();
+        }
         let image_disk = self.root.path().join(&container.image.disk);
         if !image_disk.exists() {
             let reference = container_api::escape::escape(&container.config.image.reference);
@@ -95,12 +103,21 @@ impl Engine {
                 format!("the disk of image {reference} is gone: create the container anew");
             return Err(ApiError::not_found(message));
         }
-        let shape = self.shape(&kernel, &report, container.config.resources);
+        let shape = self.shape(&kernel, &report, container.config.resources, virtualization);
         let directory = self.directory(container);
         let volumes = self.volume_disks(&container.config)?;
         let shares = self.shares(&container.config);
-        let maintenance = false;
-        Ok(Plan { kernel, shape, report, image_disk, directory, volumes, shares, maintenance })
+        Ok(Plan {
+            kernel,
+            shape,
+            report,
+            image_disk,
+            directory,
+            volumes,
+            shares,
+            maintenance: false,
+            virtualization,
+        })
     }
 
     /// Gets a VM that no program will run in: a spare, one from a template, or one that boots.
@@ -303,6 +320,7 @@ fn write_spec(plan: &Plan, spec: &mut VmSpec) -> Result<()> {
     spec.volumes = plan.volumes.clone();
     spec.shares = plan.shares.clone().unwrap_or_default();
     spec.maintenance = plan.maintenance;
+    spec.virtualization = plan.virtualization;
     if plan.maintenance {
         spec.shares.clear();
         spec.volumes.clear();

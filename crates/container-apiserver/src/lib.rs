@@ -62,5 +62,6 @@ pub mod store;
 pub mod template;
 pub mod usage;
 pub mod validate;
+pub mod virtualization;
 pub mod volumes;
 pub mod watch;

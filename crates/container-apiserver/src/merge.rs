@@ -129,6 +129,7 @@ pub fn configure(
         stop_signal: stop_signal(options, &image.config, &mut warnings)?,
         kernel: options.kernel.clone(),
         image_volumes: image.config.volumes.clone(),
+        virtualization: options.virtualization,
         auto_remove: options.auto_remove,
         restart: options.restart,
         creation_date: Timestamp::now(),

@@ -69,6 +69,7 @@ impl Engine {
         let under_way = self.starts.begin();
         let plan = async {
             let claim = self.claim_volumes(container).await?;
+            self.still_virtualized(container).await?;
             Ok((claim, self.plan(container).await?))
         };
         // Until the container is known to run, or not to.

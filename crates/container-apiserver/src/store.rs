@@ -325,6 +325,7 @@ pub(crate) mod tests {
             stop_signal: "SIGTERM".into(),
             kernel: None,
             image_volumes: Vec::new(),
+            virtualization: false,
             auto_remove: false,
             restart: Default::default(),
             creation_date: Timestamp::now(),

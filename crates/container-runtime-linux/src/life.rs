@@ -357,10 +357,12 @@ async fn set_up(
     };
     // A restored guest has them.
     let drivers = async {
-        if container.spec.shares.is_empty() || container.origin() != Some(VmOrigin::Cold) {
+        let virtualization = container.spec.virtualization;
+        let wanted = virtualization || !container.spec.shares.is_empty();
+        if !wanted || container.origin() != Some(VmOrigin::Cold) {
             return Ok(());
         }
-        let call = Call::LoadDrivers(LoadDrivers {});
+        let call = Call::LoadDrivers(LoadDrivers { virtualization });
         guest.control.command(call, REQUEST_TIMEOUT).await.map(drop)
     };
     let root = async {

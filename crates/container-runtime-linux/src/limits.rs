@@ -65,7 +65,8 @@ pub fn check(limits: Resources, shape: Resources) -> Result<(), ApiError> {
 /// Those of the guest.
 pub async fn load_drivers(container: &Container) -> Result<(), ApiError> {
     let guest = container.guest()?;
-    let call = Call::LoadDrivers(LoadDrivers {});
+    let virtualization = container.spec.virtualization;
+    let call = Call::LoadDrivers(LoadDrivers { virtualization });
     guest.control.command(call, REQUEST_TIMEOUT).await.map_err(exit::api_error)
 }
 

@@ -9,6 +9,7 @@
 
 mod identity;
 mod kvm;
+mod nesting;
 
 use std::time::Duration;
 
@@ -52,6 +53,8 @@ pub struct Report {
     pub template_identity: String,
     /// Whether a jail can make a tap here.
     pub tap: bool,
+    /// Why VMs can't run VMs themselves, one line each.
+    pub nesting: Vec<String>,
 }
 
 /// Probes the accelerator and QEMU. Failures are part of the report.
@@ -80,7 +83,8 @@ pub async fn report(wish: AcceleratorChoice, qemu: &Source, jail: &Jail) -> Repo
             false
         }
     };
-    Report { accelerator, accelerator_reason, qemu, qemu_error, template_identity, tap }
+    let nesting = nesting::obstacles(accelerator);
+    Report { accelerator, accelerator_reason, qemu, qemu_error, template_identity, tap, nesting }
 }
 
 /// KVM needs a QEMU that was built with it.

@@ -65,5 +65,6 @@ pub async fn make(options: Options) -> Result<ProbeReport> {
         problem,
         template_identity: report.template_identity,
         tap: report.tap,
+        nesting: Some(report.nesting),
     })
 }

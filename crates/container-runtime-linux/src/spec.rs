@@ -38,6 +38,7 @@ pub fn container(
         limits: Some(limits),
         sockets: sockets::in_guest(config),
         mounts: mounts(&config.mounts),
+        virtualization: config.virtualization,
         ..ContainerSpec::default()
     })
 }

@@ -88,6 +88,7 @@ pub async fn make_with<H: Hypervisor>(
 ) -> Result<()> {
     let upper_disk = spec.upper_disk.clone();
     let ram_len = spec.resources.memory_in_bytes;
+    let virtualization = spec.virtualization;
     let memory = memfd_create("template", MFdFlags::MFD_CLOEXEC).context("making the RAM")?;
     let memory = File::from(memory);
     memory.set_len(ram_len).context("making the RAM")?;
@@ -106,20 +107,26 @@ pub async fn make_with<H: Hypervisor>(
         NotFound::Cancelled => anyhow!("given up"),
     })?;
     let state = create(directory, names::STATE)?;
-    let saved = save(found, ram_len, state.try_clone()?.into()).await;
+    let saved = save(found, ram_len, virtualization, state.try_clone()?.into()).await;
     let _ = std::fs::remove_file(upper_disk);
     saved?;
     write(directory, &memory, &state)
 }
 
 /// Warms the VM up, saves its state and ends it.
-async fn save<V: Vm>(found: Found<V>, ram_len: u64, state: OwnedFd) -> Result<()> {
+async fn save<V: Vm>(
+    found: Found<V>,
+    ram_len: u64,
+    virtualization: bool,
+    state: OwnedFd,
+) -> Result<()> {
     let began = Instant::now();
     let Found { vm, guest, mut events, .. } = found;
     let all = async {
         let ask = |call| guest.control.command(call, REQUEST_TIMEOUT);
         ask(setup::set_up(&[])?).await?;
-        ask(Call::LoadDrivers(LoadDrivers {})).await.context("loading the drivers")?;
+        let drivers = Call::LoadDrivers(LoadDrivers { virtualization });
+        ask(drivers).await.context("loading the drivers")?;
         throwaway::run(&guest, &mut events, throwaway::Work::Usual).await?;
         give_memory_back(&vm, &guest, ram_len).await?;
         vm.pause().await?;

@@ -136,6 +136,7 @@ impl Blueprint {
             install: self.install.clone(),
             jail: self.jail.clone(),
             accelerator: spec.accelerator,
+            virtualization: spec.virtualization,
             origin,
             nic,
             more_nics,

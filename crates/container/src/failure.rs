@@ -46,7 +46,18 @@ impl Failure {
         match self {
             Failure::Code(code) => code,
             Failure::Error(error) => {
-                complain(&error.message);
+                // Which have reasons below the line.
+                use ErrorCode::{ConfirmationRequired, Unsupported};
+                let (line, reasons) = match error.code {
+                    Unsupported | ConfirmationRequired => {
+                        error.message.split_once('\n').unwrap_or((error.message.as_str(), ""))
+                    }
+                    _ => (error.message.as_str(), ""),
+                };
+                complain(line);
+                for reason in reasons.lines() {
+                    let _ = writeln!(io::stderr(), "  {}", escape(reason));
+                }
                 error.code.exit_code()
             }
         }

@@ -8,7 +8,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
 
 mod args;
@@ -29,7 +28,7 @@ use failure::{Failure, Outcome};
 /// Parses the process's arguments, runs the command, and gives its exit code.
 pub fn main() -> ExitCode {
     let begun_ns = container_api::trace::now_ns();
-    let code = match args::Cli::try_parse() {
+    let code = match args::parse(std::env::args_os().collect()) {
         Ok(cli) => run(cli, begun_ns).unwrap_or_else(Failure::report),
         Err(error) => refuse(&error),
     };

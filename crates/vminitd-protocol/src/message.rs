@@ -94,7 +94,7 @@ pub enum Call {
     #[prost(message, tag = "14")]
     Processes(ProcessesRequest),
     /// Any state but Booted. Loads the drivers that a boot leaves out to be fast: balloon, NIC.
-    /// Again: nothing. [`Reply::Done`].
+    /// From then on no module can be loaded. Again: nothing. [`Reply::Done`].
     #[prost(message, tag = "15")]
     LoadDrivers(LoadDrivers),
     /// Running. Changes the limits of the container's cgroup. [`Reply::Done`].
@@ -204,7 +204,11 @@ pub struct UnmountRoot {}
 
 /// See [`Call::LoadDrivers`].
 #[derive(Clone, PartialEq, prost::Message)]
-pub struct LoadDrivers {}
+pub struct LoadDrivers {
+    /// Whether KVM is one of them. [`ErrorCode::Unsupported`] when it does not work here.
+    #[prost(bool, tag = "1")]
+    pub virtualization: bool,
+}
 
 /// See [`Call::Update`].
 #[derive(Clone, PartialEq, prost::Message)]

@@ -134,6 +134,7 @@ fn requests() -> Vec<Call> {
                 sysctls: vec![sysctl],
                 sockets: Vec::new(),
                 mounts: Vec::new(),
+                virtualization: false,
             },
             process: process(),
         })),
@@ -146,7 +147,7 @@ fn requests() -> Vec<Call> {
         Call::UnmountRoot(UnmountRoot {}),
         Call::Shutdown(Shutdown {}),
         Call::Processes(ProcessesRequest {}),
-        Call::LoadDrivers(LoadDrivers {}),
+        Call::LoadDrivers(LoadDrivers::default()),
         Call::Update(Update { limits: Limits { memory_bytes: 1, pids: 2, cpu_milli: 3 } }),
         Call::ConfigureNetwork(ConfigureNetwork {
             interfaces: vec![Interface {
@@ -167,6 +168,11 @@ fn requests() -> Vec<Call> {
         Call::AcceptSocket(AcceptSocket { connection: 1, stream: 2 }),
         Call::StartContainer(Box::new(StartContainer {
             container: ContainerSpec { mounts: mounts(), ..ContainerSpec::default() },
+            process: ProcessSpec::default(),
+        })),
+        Call::LoadDrivers(LoadDrivers { virtualization: true }),
+        Call::StartContainer(Box::new(StartContainer {
+            container: ContainerSpec { virtualization: true, ..ContainerSpec::default() },
             process: ProcessSpec::default(),
         })),
     ]

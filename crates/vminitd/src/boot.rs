@@ -32,6 +32,16 @@ const SYSCTLS: &[(&str, &str)] = &[
     ("fs/protected_fifos", "1"),
     ("fs/protected_regular", "2"),
     ("kernel/dmesg_restrict", "1"),
+    // Of the kernel's addresses nobody learns, and its programs and its successor are root's,
+    // or nobody's, to load.
+    ("kernel/kptr_restrict", "2"),
+    ("kernel/perf_event_paranoid", "3"),
+    ("kernel/unprivileged_bpf_disabled", "1"),
+    ("kernel/kexec_load_disabled", "1"),
+    // Processes are traced by their parents, or with a capability.
+    ("kernel/yama/ptrace_scope", "1"),
+    // There is no program that loads modules on demand.
+    ("kernel/modprobe", "\n"),
     // Docker's defaults: any port, and `ping` without a capability.
     ("net/ipv4/ip_unprivileged_port_start", "0"),
     ("net/ipv4/ping_group_range", "0 2147483647"),

@@ -38,11 +38,16 @@ pub fn create_parent() -> Result<(), Failure> {
     enable_controllers("/sys/fs/cgroup");
     fs::create_dir(PARENT).internal("create the cgroup of containers")?;
     enable_controllers(PARENT);
-    if let Err(errno) = device_filter::attach(open_cgroup(PARENT)?.as_fd()) {
+    if let Err(errno) = device_filter::attach(open_cgroup(PARENT)?.as_fd(), false) {
         // A kernel without BPF on cgroups; the host sees it in the boot log.
         eprintln!("vminitd: containers run without a device filter: {}", errno.desc());
     }
     Ok(())
+}
+
+/// Lets the container use `/dev/kvm`.
+pub fn allow_kvm() -> Result<(), Failure> {
+    device_filter::attach(open_cgroup(PARENT)?.as_fd(), true).internal("allow /dev/kvm")
 }
 
 /// Offers the controllers to the cgroups below one.

@@ -39,6 +39,30 @@ const fn set(dst: u8, immediate: i32) -> Instruction {
 }
 const EXIT: Instruction = instruction(0x95, 0, 0, 0, 0);
 
+/// Major number of `/dev/kvm`, and its minor one.
+pub const MISC: u64 = 10;
+/// See [`MISC`].
+pub const KVM_MINOR: u64 = 232;
+
+/// Where [`FOR_KVM`] goes into [`PROGRAM`]: behind the loads and the "allow".
+const KVM_AT: usize = 4;
+/// Allows `/dev/kvm`, whatever is done with it.
+const FOR_KVM: [Instruction; 6] = [
+    load(3, 1, 0),
+    instruction(0x57, 3, 0, 0, 0xffff), // r3 &= 0xffff
+    skip_unless_equal(3, 2, 3),
+    skip_unless_equal(4, MISC as i32, 2),
+    skip_unless_equal(5, KVM_MINOR as i32, 1),
+    EXIT,
+];
+
+/// The program, with or without `/dev/kvm`.
+fn program(kvm: bool) -> Vec<Instruction> {
+    let (first, rest) = PROGRAM.split_at(KVM_AT);
+    let more = if kvm { &FOR_KVM[..] } else { &[] };
+    [first, more, rest].concat()
+}
+
 /// The context is `struct bpf_cgroup_dev_ctx`: access in the upper and type in
 /// the lower half of the first word, then major and minor. Each rule skips to
 /// the "allow" at the end.
@@ -72,8 +96,8 @@ const PROGRAM: [Instruction; 22] = [
     EXIT,
 ];
 
-/// Puts the filter on a cgroup.
-pub fn attach(cgroup: BorrowedFd<'_>) -> nix::Result<()> {
+/// Puts the filter on a cgroup, in place of the one that is there.
+pub fn attach(cgroup: BorrowedFd<'_>, kvm: bool) -> nix::Result<()> {
     const BPF_PROG_LOAD: i32 = 5;
     const BPF_PROG_ATTACH: i32 = 8;
     const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
@@ -92,10 +116,11 @@ pub fn attach(cgroup: BorrowedFd<'_>) -> nix::Result<()> {
         kernel_version: u32,
         flags: u32,
     }
+    let instructions = program(kvm);
     let mut load = Load {
         program_type: BPF_PROG_TYPE_CGROUP_DEVICE,
-        instruction_count: PROGRAM.len() as u32,
-        instructions: PROGRAM.as_ptr() as u64,
+        instruction_count: instructions.len() as u32,
+        instructions: instructions.as_ptr() as u64,
         license: c"Apache-2.0".as_ptr() as u64,
         ..Load::default()
     };
@@ -120,12 +145,12 @@ mod tests {
     use super::*;
 
     /// Runs the program as the kernel would.
-    fn allows(access: u32, kind: u32, major: u32, minor: u32) -> bool {
+    fn run(program: &[Instruction], access: u32, kind: u32, major: u32, minor: u32) -> bool {
         let context = [access << 16 | kind, major, minor];
         let mut registers = [0u64; 11];
         let mut at = 0usize;
         loop {
-            let i = PROGRAM[at];
+            let i = program[at];
             let (dst, immediate) = ((i.registers & 15) as usize, i.immediate as i64 as u64);
             at += 1;
             match i.code {
@@ -141,13 +166,28 @@ mod tests {
         }
     }
 
+    const MKNOD: u32 = 1;
+    const READ: u32 = 2;
+    const WRITE: u32 = 4;
+    const BLOCK: u32 = 1;
+    const CHARACTER: u32 = 2;
+
+    #[test]
+    fn kvm_alone_is_added() {
+        let plain = program(false);
+        for (major, minor) in (0..256).flat_map(|major| (0..256).map(move |minor| (major, minor))) {
+            for kind in [BLOCK, CHARACTER] {
+                let allowed = |program: &[_]| run(program, READ | WRITE, kind, major, minor);
+                let kvm = (kind, major, minor) == (CHARACTER, 10, 232);
+                assert!(!kvm || !allowed(&plain));
+                assert_eq!(allowed(&program(true)), kvm || allowed(&plain), "{major}:{minor}");
+            }
+        }
+    }
+
     #[test]
     fn dockers_rules() {
-        const MKNOD: u32 = 1;
-        const READ: u32 = 2;
-        const WRITE: u32 = 4;
-        const BLOCK: u32 = 1;
-        const CHARACTER: u32 = 2;
+        let allows = |access, kind, major, minor| run(&program(false), access, kind, major, minor);
         assert!(allows(MKNOD, BLOCK, 254, 0) && allows(MKNOD, CHARACTER, 4, 64));
         for (major, minor) in
             [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, 0), (143, 9)]

@@ -1,5 +1,7 @@
-//! The kernel modules of the initramfs, in two lists: `/modules.list` for every
-//! boot, `/drivers.list` for when the host says so, each in order.
+//! The kernel modules of the initramfs, in lists, each in order: `/modules.list`
+//! for every boot, `/drivers.list` for when the host says so, and, in the
+//! initramfs of VMs in which VMs may run, `/kvm.list`. After those nothing can
+//! be loaded any more.
 //!
 //! One after another, though a second CPU would take half of it: emulated CPUs
 //! that patch and run kernel code at the same time hang for ever in one of two
@@ -8,14 +10,26 @@
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::kmod::{ModuleInitFlags, finit_module};
+use nix::mount::{MsFlags, mount, umount};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use vminitd_protocol::message::ErrorCode::Unsupported;
+
+use crate::failure::Failure;
+use crate::files::write_kernel;
 
 /// Longest list of modules in bytes.
 const LIST_LIMIT: u64 = 64 << 10;
+
+/// The device that KVM has where it works.
+pub const KVM: &str = "/dev/kvm";
+
+/// Where securityfs is while the lock is put on.
+const SECURITY: &str = "/run/security";
 
 /// The driver of NICs, as the list of what a boot leaves out has it.
 const NETWORK: &str = "virtio_net.";
@@ -26,13 +40,19 @@ pub struct Initramfs {
     directory: OwnedFd,
     /// How many of the drivers that the boot has left out are inserted.
     drivers: usize,
+    /// Nothing can be inserted any more.
+    sealed: bool,
 }
 
 impl Initramfs {
     /// Takes the directory that is the root until then.
     pub fn open() -> nix::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        open("/", flags, Mode::empty()).map(|directory| Initramfs { directory, drivers: 0 })
+        open("/", flags, Mode::empty()).map(|directory| Initramfs {
+            directory,
+            drivers: 0,
+            sealed: false,
+        })
     }
 
     /// Inserts what every boot needs.
@@ -41,14 +61,33 @@ impl Initramfs {
         self.remove("init");
     }
 
-    /// Inserts what a boot leaves out. Again: nothing.
-    pub fn load_drivers(&mut self) {
-        self.load("drivers.list", self.drivers, None);
+    /// Inserts what a boot leaves out, with `virtualization` KVM too, and has the
+    /// kernel take nothing more. Again: nothing.
+    ///
+    /// # Errors
+    /// `Unsupported` when KVM is wanted and does not work in this guest.
+    pub fn load_drivers(&mut self, virtualization: bool) -> Result<(), Failure> {
+        if !self.sealed {
+            self.load("drivers.list", self.drivers, None);
+            if virtualization {
+                // One vendor's refuses to work on the other's CPU.
+                self.load("kvm.list", 0, None);
+            }
+            seal();
+            self.sealed = true;
+        }
+        match virtualization && !Path::new(KVM).exists() {
+            true => Err(Failure::new(
+                Unsupported,
+                "the guest has no /dev/kvm: its kernel has no KVM for this CPU",
+            )),
+            false => Ok(()),
+        }
     }
 
     /// Inserts, of these, what NICs need. Again: nothing.
     pub fn load_network(&mut self) {
-        if self.drivers == 0 {
+        if self.drivers == 0 && !self.sealed {
             self.drivers = self.load("drivers.list", 0, Some(NETWORK));
         }
     }
@@ -94,4 +133,18 @@ fn insert(initramfs: &OwnedFd, path: &str) -> Result<(), Errno> {
         Err(Errno::EEXIST) => Ok(()),
         other => other,
     }
+}
+
+/// No module from now on, and root can't get at the kernel's memory, ports and
+/// registers either. A kernel without one of these is as it is.
+fn seal() {
+    let _ = write_kernel("/proc/sys/kernel/modules_disabled", "1");
+    let (none, plain) = (None::<&str>, MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV);
+    if fs::create_dir(SECURITY).is_ok()
+        && mount(Some("securityfs"), SECURITY, Some("securityfs"), plain, none).is_ok()
+    {
+        let _ = write_kernel(format!("{SECURITY}/lockdown"), "integrity");
+        let _ = umount(SECURITY);
+    }
+    let _ = fs::remove_dir(SECURITY);
 }

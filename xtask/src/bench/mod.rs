@@ -5,6 +5,7 @@ mod audit;
 mod bare;
 mod figure;
 mod idle;
+mod kernel;
 mod memory;
 mod network;
 mod plot;
@@ -64,8 +65,8 @@ const ALL: &[Entry] = &[
     ("translation-cache", translation::translation_cache),
 ];
 
-/// Those that run only when named: they write into the source tree.
-const ON_DEMAND: &[Entry] = &[("plot", plot::plot)];
+/// Those that run only when named: one writes into the source tree, one builds a kernel.
+const ON_DEMAND: &[Entry] = &[("plot", plot::plot), ("kernel", kernel::kernel)];
 
 /// Runs the benchmarks named, or all; `--rounds N` pairs each (10 at least count).
 pub fn run(workspace: &Workspace, mut args: Args) -> Result<()> {

@@ -83,6 +83,7 @@ fn probe() -> Result<()> {
         problem: None,
         template_identity: format!("fake{}", control("identity")),
         tap: false,
+        nesting: None,
     };
     println!("{}", serde_json::to_string(&report)?);
     Ok(())

@@ -152,6 +152,8 @@ fn create(options: &CreateOptions) -> Description {
         .with("sockets", list(&options.publish_sockets, |s| json!(s.host_path)))
         .with("ssh", json!(options.ssh))
         .with("readOnly", json!(options.read_only))
+        .with("virtualization", json!(options.virtualization))
+        .with("virtualizationConfirmed", json!(options.virtualization_confirmed))
         .with(
             "restart",
             match options.restart {

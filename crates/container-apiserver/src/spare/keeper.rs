@@ -54,7 +54,7 @@ async fn keep_default(engine: &Arc<Engine>) -> Result<()> {
     let report = engine.probe.usable().await?;
     let kernel = engine.kernel(None)?;
     let resources = crate::merge::default_resources(&engine.config.container)?;
-    let Some(shape) = engine.shape(&kernel, &report, resources) else {
+    let Some(shape) = engine.shape(&kernel, &report, resources, false) else {
         return Err(ApiError::internal("VMs are not restored from templates here"));
     };
     engine.templates.want(&shape, &kernel);

@@ -106,6 +106,7 @@ impl Spare {
         let upper = directory.join(files::UPPER);
         copy_disk(&engine.empty_upper().await?, &upper)?;
         let mut spec = engine.vm_spec(kernel, &report, shape.resources)?;
+        spec.virtualization = shape.virtualization;
         spec.template = Some(template.files.clone());
         spec.image_disk = kernel.warm_image.clone();
         spec.upper_disk = upper;

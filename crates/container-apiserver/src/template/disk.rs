@@ -158,6 +158,7 @@ pub(crate) mod tests {
             family: "f".into(),
             resources: Resources { cpus: 1, memory_in_bytes: 16 << 20 },
             nic: true,
+            virtualization: false,
             bundle: "/nonexistent".into(),
             identity: "q".into(),
         }

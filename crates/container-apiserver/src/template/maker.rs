@@ -120,6 +120,7 @@ async fn make_in(
     let empty = engine.empty_upper().await?;
     copy_disk(&empty, &upper)?;
     let mut spec = engine.vm_spec(kernel, &report, shape.resources)?;
+    spec.virtualization = shape.virtualization;
     spec.image_disk = kernel.warm_image.clone();
     spec.upper_disk = upper;
     spec.jail_uid = uid.get();

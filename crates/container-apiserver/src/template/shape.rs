@@ -4,7 +4,9 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use container_api::images::{BUNDLE_INITRAMFS, BUNDLE_KERNEL, BUNDLE_RECORD, KernelBundle};
+use container_api::images::{
+    BUNDLE_INITRAMFS, BUNDLE_KERNEL, BUNDLE_KVM_INITRAMFS, BUNDLE_RECORD, KernelBundle,
+};
 use container_api::ram::sha256;
 use container_api::runtime::ProbeReport;
 use container_api::types::Resources;
@@ -27,6 +29,9 @@ pub struct Shape {
     pub resources: Resources,
     /// Whether it has a NIC.
     pub nic: bool,
+    /// Whether VMs can be run in it: its CPU and its initramfs are others then.
+    #[serde(default)]
+    pub virtualization: bool,
     /// The bundle's directory.
     pub bundle: PathBuf,
     /// [`ProbeReport::template_identity`].
@@ -35,12 +40,25 @@ pub struct Shape {
 
 impl Shape {
     /// The shape of VMs that boot `kernel` here.
-    pub fn new(kernel: &Kernel, report: &ProbeReport, resources: Resources) -> io::Result<Shape> {
-        Self::of(&kernel.directory, &report.template_identity, report.tap, resources)
+    pub fn new(
+        kernel: &Kernel,
+        report: &ProbeReport,
+        resources: Resources,
+        virtualization: bool,
+    ) -> io::Result<Shape> {
+        let (identity, nic) = (&report.template_identity, report.tap);
+        Self::of(&kernel.directory, identity, nic, resources, virtualization)
     }
 
-    fn of(bundle: &Path, identity: &str, nic: bool, resources: Resources) -> io::Result<Shape> {
-        let parts = (FORMAT, bundle_identity(bundle)?, identity, nic, resources.cpus);
+    fn of(
+        bundle: &Path,
+        identity: &str,
+        nic: bool,
+        resources: Resources,
+        virtualization: bool,
+    ) -> io::Result<Shape> {
+        let files = bundle_identity(bundle, virtualization)?;
+        let parts = (FORMAT, files, identity, nic, resources.cpus, virtualization);
         let family = sha256(&serde_json::to_vec(&parts)?);
         let key = sha256(format!("{family} {}", resources.memory_in_bytes).as_bytes());
         Ok(Shape {
@@ -48,6 +66,7 @@ impl Shape {
             family,
             resources,
             nic,
+            virtualization,
             bundle: bundle.to_owned(),
             identity: identity.to_owned(),
         })
@@ -55,7 +74,7 @@ impl Shape {
 
     /// Whether the bundle is still what it was.
     pub fn is_current(&self) -> bool {
-        Self::of(&self.bundle, &self.identity, self.nic, self.resources)
+        Self::of(&self.bundle, &self.identity, self.nic, self.resources, self.virtualization)
             .is_ok_and(|now| now == *self)
     }
 
@@ -69,9 +88,11 @@ impl Shape {
 
 /// The digests in a bundle's record when it is younger than the files, which it is when our own
 /// code has written them; else what the file system says of them.
-fn bundle_identity(bundle: &Path) -> io::Result<Vec<String>> {
+fn bundle_identity(bundle: &Path, virtualization: bool) -> io::Result<Vec<String>> {
     let record = bundle.join(BUNDLE_RECORD).metadata().ok().map(|found| changed(&found));
-    let files = [BUNDLE_KERNEL, BUNDLE_INITRAMFS];
+    let kvm = virtualization && bundle.join(BUNDLE_KVM_INITRAMFS).exists();
+    let initramfs = if kvm { BUNDLE_KVM_INITRAMFS } else { BUNDLE_INITRAMFS };
+    let files = [BUNDLE_KERNEL, initramfs];
     let found = files.map(|name| bundle.join(name).metadata());
     let [kernel, initramfs] = found;
     let found = [kernel?, initramfs?];
@@ -117,6 +138,7 @@ mod tests {
             architecture: "amd64".into(),
             source: "x".into(),
             digests: BTreeMap::from(digests),
+            virtualization: false,
         };
         let text = serde_json::to_vec(&record).unwrap();
         fs::write(directory.join(BUNDLE_RECORD), text).unwrap();
@@ -130,7 +152,7 @@ mod tests {
             bundle(path, "k");
             record(path);
         }
-        let of = |path: &Path| Shape::of(path, "qemu", true, resources(512)).unwrap();
+        let of = |path: &Path| Shape::of(path, "qemu", true, resources(512), false).unwrap();
         let first = of(&a);
         assert_eq!(first.key, of(&b).key);
         assert!(first.is_current());
@@ -144,8 +166,9 @@ mod tests {
         fs::remove_file(a.join(BUNDLE_KERNEL)).unwrap();
         assert!(!first.is_current());
         for other in [
-            Shape::of(&b, "other", true, resources(512)).unwrap(),
-            Shape::of(&b, "qemu", false, resources(512)).unwrap(),
+            Shape::of(&b, "other", true, resources(512), false).unwrap(),
+            Shape::of(&b, "qemu", false, resources(512), false).unwrap(),
+            Shape::of(&b, "qemu", true, resources(512), true).unwrap(),
         ] {
             assert_ne!(other.family, of(&b).family);
         }
@@ -155,9 +178,11 @@ mod tests {
     fn a_larger_shape_may_serve_up_to_twice_the_memory() {
         let directory = tempfile::tempdir().unwrap();
         bundle(directory.path(), "k");
-        let of = |mib| Shape::of(directory.path(), "qemu", true, resources(mib)).unwrap();
+        let of = |mib| Shape::of(directory.path(), "qemu", true, resources(mib), false).unwrap();
         assert!(of(512).may_serve(&of(512)) && of(512).may_serve(&of(256)));
         assert!(!of(512).may_serve(&of(255)) && !of(512).may_serve(&of(513)));
+        let nested = Shape::of(directory.path(), "qemu", true, resources(512), true).unwrap();
+        assert!(!of(512).may_serve(&nested) && !nested.may_serve(&of(512)));
         let mut other = of(512);
         other.family.push('x');
         assert!(!other.may_serve(&of(512)));

@@ -7,10 +7,12 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use container_api::images::{
-    BUNDLE_INITRAMFS, BUNDLE_KERNEL, BUNDLE_RECORD, BUNDLE_WARM_IMAGE, KernelBundle,
+    BUNDLE_INITRAMFS, BUNDLE_KERNEL, BUNDLE_KVM_INITRAMFS, BUNDLE_RECORD, BUNDLE_WARM_IMAGE,
+    KernelBundle,
 };
 use sha2::{Digest, Sha256};
 
+use super::config;
 use super::cpio::CpioWriter;
 use super::elf::Elf;
 use super::error::{KernelError, Result, io_error};
@@ -22,6 +24,8 @@ const MODULES: &str = "modules";
 /// In a bundle, and at the root of the initramfs: one path per line, in the order to insert; by
 /// every boot, and when the host says so.
 const MODULE_LISTS: [&str; 2] = ["modules.list", "drivers.list"];
+/// The same for the modules that the initramfs has in addition in which there is KVM.
+const KVM_LIST: &str = "kvm.list";
 /// What the names of unfinished bundles begin with.
 pub(super) const UNFINISHED: &str = ".bundle-";
 /// Largest guest init program, in bytes.
@@ -60,7 +64,8 @@ pub(super) fn write(directory: &Path, parts: &Parts, init: &Path) -> Result<Kern
     let modules = directory.join(MODULES);
     fs::DirBuilder::new().mode(0o755).create(&modules).map_err(io_error("creating", &modules))?;
     let mut index = 0;
-    for (list_name, list) in MODULE_LISTS.iter().zip([&parts.modules.boot, &parts.modules.later]) {
+    let lists = [&parts.modules.boot, &parts.modules.later, &parts.modules.kvm];
+    for (list_name, list) in MODULE_LISTS.iter().chain([&KVM_LIST]).zip(lists) {
         let mut text = String::new();
         for module in list {
             let name = format!("{index:02}-{}.ko", module.name);
@@ -80,6 +85,8 @@ pub(super) fn write(directory: &Path, parts: &Parts, init: &Path) -> Result<Kern
         architecture: parts.architecture.clone(),
         source: parts.source.clone(),
         digests: BTreeMap::from([(BUNDLE_KERNEL.to_owned(), sha256(&parts.kernel))]),
+        virtualization: !parts.modules.kvm.is_empty()
+            || parts.config.as_deref().is_some_and(config::has_kvm),
     };
     write_init(directory, init, &mut bundle)?;
     Ok(bundle)
@@ -91,18 +98,25 @@ fn write_init(directory: &Path, init: &Path, bundle: &mut KernelBundle) -> Resul
     if Elf::new(&init_bytes).is_none_or(|elf| !elf.is_complete()) {
         return Err(KernelError::malformed(init.to_string_lossy(), "not a complete program"));
     }
-    let archive = initramfs(directory, &init_bytes)?;
-    write_file(&directory.join(BUNDLE_INITRAMFS), &archive)?;
-    bundle.digests.insert(BUNDLE_INITRAMFS.to_owned(), sha256(&archive));
+    let mut write = |name: &str, lists: &[&'static str]| {
+        let archive = initramfs(directory, &init_bytes, lists)?;
+        bundle.digests.insert(name.to_owned(), sha256(&archive));
+        write_file(&directory.join(name), &archive)
+    };
+    write(BUNDLE_INITRAMFS, &MODULE_LISTS)?;
+    let kvm = directory.join(KVM_LIST);
+    if kvm.metadata().is_ok_and(|list| list.len() > 0) {
+        write(BUNDLE_KVM_INITRAMFS, &[&MODULE_LISTS[..], &[KVM_LIST]].concat())?;
+    }
     warm::write(&directory.join(BUNDLE_WARM_IMAGE), &init_bytes)?;
     let record = serde_json::to_vec_pretty(&bundle)
         .map_err(|e| KernelError::malformed(BUNDLE_RECORD, e.to_string()))?;
     write_file(&directory.join(BUNDLE_RECORD), &record)
 }
 
-fn initramfs(directory: &Path, init: &[u8]) -> Result<Vec<u8>> {
+fn initramfs(directory: &Path, init: &[u8], list_names: &[&'static str]) -> Result<Vec<u8>> {
     let (mut lists, mut modules) = (Vec::new(), Vec::new());
-    for list_name in MODULE_LISTS {
+    for &list_name in list_names {
         let path = directory.join(list_name);
         let list = match fs::read_to_string(&path) {
             // A bundle of a version that had one list.
@@ -146,7 +160,7 @@ pub(super) fn rebuild_initramfs(directory: &Path, init: &Path) -> Result<KernelB
         .map_err(|e| KernelError::malformed(record.to_string_lossy(), e.message))?;
     bundle.path = PathBuf::new();
     let new = unfinished(directory)?;
-    for name in [BUNDLE_KERNEL, CONFIG].into_iter().chain(MODULE_LISTS) {
+    for name in [BUNDLE_KERNEL, CONFIG, KVM_LIST].into_iter().chain(MODULE_LISTS) {
         link(&directory.join(name), &new.path().join(name))?;
     }
     let modules = new.path().join(MODULES);

@@ -12,6 +12,7 @@
 //! any point leaves the bundle that was there.
 
 mod bundle;
+mod config;
 mod contents;
 mod cpio;
 mod deb;
@@ -184,8 +185,8 @@ fn without_modules(
         version: image.version.unwrap_or_else(|| "0-unknown".into()),
         architecture: architecture.into(),
         source: source_name.into(),
+        config: config::embedded(&image.bytes),
         kernel: image.bytes,
-        config: None,
         modules: modules::Modules::default(),
     })
 }
@@ -209,8 +210,13 @@ fn with_modules(
         what: format!("modules of kernel {version} (give the package with them too)"),
     })?;
     let config = contents.configs.remove(&version);
-    let mut needed =
-        modules::Modules::resolve(&version, tree, &modules::WANTED, &modules::WANTED_LATER)?;
+    let mut needed = modules::Modules::resolve(
+        &version,
+        tree,
+        &modules::WANTED,
+        &modules::WANTED_LATER,
+        &modules::WANTED_KVM,
+    )?;
     if !modules::signatures_are_forced(config.as_deref()) {
         needed.iter_mut().for_each(modules::Module::strip_signature);
     }

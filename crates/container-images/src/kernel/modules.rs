@@ -21,6 +21,9 @@ pub(super) const WANTED: [&str; 6] =
 /// one of them runs containers, and gives no memory back, has no network or no shares.
 pub(super) const WANTED_LATER: [&str; 3] = ["virtio_balloon", "virtio_net", "virtiofs"];
 
+/// What a guest has in addition in which VMs may run: KVM, for either vendor's CPU.
+pub(super) const WANTED_KVM: [&str; 2] = ["kvm_intel", "kvm_amd"];
+
 /// Largest module in bytes, decompressed.
 const MAX_MODULE: u64 = 64 << 20;
 
@@ -69,15 +72,18 @@ pub(super) struct Modules {
     pub boot: Vec<Module>,
     /// Inserted behind them when the host says so.
     pub later: Vec<Module>,
+    /// Behind those, in a guest in which VMs may run; in its initramfs alone.
+    pub kvm: Vec<Module>,
 }
 
 impl Modules {
-    /// Finds `wanted` and, behind them, those of `later` that there are.
+    /// Finds `wanted` and, behind them, those of `later` and of `kvm` that there are.
     pub(super) fn resolve(
         version: &str,
         tree: &ModuleTree,
         wanted: &[&str],
         later: &[&str],
+        kvm: &[&str],
     ) -> Result<Modules> {
         let mut resolver = Resolver { version, tree, seen: BTreeSet::new(), order: Vec::new() };
         for name in wanted {
@@ -87,12 +93,21 @@ impl Modules {
         for name in later {
             resolver.visit(name, Need::Soft)?;
         }
-        Ok(Modules { boot, later: resolver.order })
+        let later = std::mem::take(&mut resolver.order);
+        for name in kvm {
+            let before = resolver.order.len();
+            match resolver.visit(name, Need::Soft) {
+                // A kernel whose packages leave out what one vendor's needs.
+                Err(KernelError::NoModule { .. }) => resolver.order.truncate(before),
+                other => other?,
+            }
+        }
+        Ok(Modules { boot, later, kvm: resolver.order })
     }
 
     /// All of them.
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Module> {
-        self.boot.iter_mut().chain(&mut self.later)
+        self.boot.iter_mut().chain(&mut self.later).chain(&mut self.kvm)
     }
 }
 
@@ -247,9 +262,9 @@ mod tests {
             ],
             &["builtin"],
         );
-        let modules = Modules::resolve("1", &tree, &["a", "builtin", "c"], &[]).unwrap();
+        let modules = Modules::resolve("1", &tree, &["a", "builtin", "c"], &[], &[]).unwrap();
         assert_eq!(names(&modules.boot), ["c", "soft", "b_x", "a"]);
-        let error = Modules::resolve("6.1", &tree, &["a", "nowhere"], &[]).unwrap_err();
+        let error = Modules::resolve("6.1", &tree, &["a", "nowhere"], &[], &[]).unwrap_err();
         assert_eq!(
             error.to_string(),
             "kernel 6.1 has neither a module nowhere nor that driver built in"
@@ -269,15 +284,34 @@ mod tests {
             &["builtin"],
         );
         let later = ["balloon", "absent", "builtin", "net", "disk"];
-        let modules = Modules::resolve("1", &tree, &["disk"], &later).unwrap();
+        let modules = Modules::resolve("1", &tree, &["disk"], &later, &[]).unwrap();
         assert_eq!(names(&modules.boot), ["ring", "disk"]);
         assert_eq!(names(&modules.later), ["balloon", "failover", "net"]);
     }
 
     #[test]
+    fn kvm_is_what_there_is_of_it() {
+        let (_directory, tree) = tree(
+            &[
+                ("disk", "depends=\0"),
+                ("kvm", "depends=irqbypass\0"),
+                ("irqbypass", "depends=\0"),
+                ("kvm_intel", "depends=kvm\0"),
+                ("kvm_amd", "depends=kvm,ccp\0"),
+            ],
+            &[],
+        );
+        let modules = Modules::resolve("1", &tree, &["disk"], &[], &WANTED_KVM).unwrap();
+        assert_eq!(names(&modules.boot), ["disk"]);
+        assert_eq!(names(&modules.kvm), ["irqbypass", "kvm", "kvm_intel"]);
+        let modules = Modules::resolve("1", &tree, &["disk"], &[], &["absent"]).unwrap();
+        assert!(modules.kvm.is_empty());
+    }
+
+    #[test]
     fn cycles_end() {
         let (_directory, tree) = tree(&[("a", "depends=b\0"), ("b", "depends=a\0")], &[]);
-        let modules = Modules::resolve("1", &tree, &["a"], &[]).unwrap();
+        let modules = Modules::resolve("1", &tree, &["a"], &[], &[]).unwrap();
         assert_eq!(names(&modules.boot), ["b", "a"]);
     }
 }

@@ -19,6 +19,8 @@ pub struct Arch {
     pub cpu_tcg: &'static str,
     /// `-cpu` under KVM.
     pub cpu_kvm: &'static str,
+    /// The same where VMs may run in the VM: emulated and under KVM.
+    pub cpus_nested: Option<[&'static str; 2]>,
     /// Firmware that a direct kernel start reads.
     pub firmware: &'static [FirmwareFile],
     /// The kernel's name of the serial console.
@@ -48,7 +50,9 @@ pub const X86_64: Arch = Arch {
     // `erms` and `fsrm` make the kernel copy with `rep movsb`, which the emulator
     // runs byte by byte: without them streams are twice as fast.
     cpu_tcg: "max,-svm,-la57,-erms,-fsrm",
-    cpu_kvm: "host",
+    // What the host's CPU could do, less VMs in VMs.
+    cpu_kvm: "host,-vmx,-svm",
+    cpus_nested: Some(["max,-la57,-erms,-fsrm", "host"]),
     firmware: &[
         FirmwareFile::required("bios-256k.bin"),
         FirmwareFile::required("linuxboot_dma.bin"),
@@ -69,6 +73,8 @@ pub const AARCH64: Arch = Arch {
     machine_properties: &[("gic-version", "max"), ("acpi", "off")],
     cpu_tcg: "max,pauth-impdef=on",
     cpu_kvm: "host",
+    // The machine has no EL2 unless it is asked for.
+    cpus_nested: None,
     firmware: &[],
     console: "ttyAMA0",
     command_line: "",
@@ -94,11 +100,13 @@ impl Arch {
         value
     }
 
-    /// The value of `-cpu`.
-    pub fn cpu(&self, accelerator: Accelerator) -> &'static str {
+    /// The value of `-cpu`; with `virtualization` one that can run VMs itself, where there is.
+    pub fn cpu(&self, accelerator: Accelerator, virtualization: bool) -> &'static str {
+        let nested = self.cpus_nested.filter(|_| virtualization);
+        let [tcg, kvm] = nested.unwrap_or([self.cpu_tcg, self.cpu_kvm]);
         match accelerator {
-            Accelerator::Kvm => self.cpu_kvm,
-            Accelerator::Tcg => self.cpu_tcg,
+            Accelerator::Kvm => kvm,
+            Accelerator::Tcg => tcg,
         }
     }
 
@@ -136,6 +144,19 @@ mod tests {
             X86_64.machine_argument(&features, "ram"),
             "q35,memory-backend=ram,smm=off,hpet=off"
         );
+    }
+
+    #[test]
+    fn vms_in_vms_are_masked_unless_wanted() {
+        for accelerator in [Accelerator::Tcg, Accelerator::Kvm] {
+            let cpu = X86_64.cpu(accelerator, false);
+            assert!(cpu.contains(",-svm"), "{cpu}");
+            let nested = X86_64.cpu(accelerator, true);
+            assert!(!nested.contains("svm") && !nested.contains("vmx"), "{nested}");
+            assert_eq!(AARCH64.cpu(accelerator, true), AARCH64.cpu(accelerator, false));
+        }
+        assert!(X86_64.cpu(Accelerator::Kvm, false).contains(",-vmx"));
+        assert!(!AARCH64.machine_properties.iter().any(|(name, _)| *name == "virtualization"));
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub enum Ram {
 pub struct Shape {
     /// What executes guest code.
     pub accelerator: Accelerator,
+    /// Whether the CPU can run VMs itself.
+    pub virtualization: bool,
     /// RAM in MiB.
     pub memory_mib: u32,
     /// Virtual processors.
@@ -115,7 +117,7 @@ pub fn vm(install: &QemuInstall, shape: Shape, numbers: Numbers) -> Vec<OsString
     let mut push = |option: &str, value: String| words.extend([option.into(), value.into()]);
     push("-M", HOST.machine_argument(&install.features, "ram"));
     push("-accel", accelerator(shape.accelerator));
-    push("-cpu", HOST.cpu(shape.accelerator).into());
+    push("-cpu", HOST.cpu(shape.accelerator, shape.virtualization).into());
     push("-smp", format!("cpus={0},sockets=1,cores={0},threads=1", shape.vcpus));
     let memory = shape.memory_mib;
     push("-m", format!("{memory}M"));
@@ -172,8 +174,9 @@ fn accelerator(accelerator: Accelerator) -> String {
 
 /// What of a VM's shape is the same in every VM that this program starts on
 /// this QEMU: a changed device or option changes it.
-pub fn identity(install: &QemuInstall, accelerator: Accelerator) -> String {
-    let shape = Shape { accelerator, memory_mib: 0, vcpus: 0, root_ports: ROOT_PORTS };
+pub fn identity(install: &QemuInstall, accelerator: Accelerator, virtualization: bool) -> String {
+    let root_ports = ROOT_PORTS;
+    let shape = Shape { accelerator, virtualization, memory_mib: 0, vcpus: 0, root_ports };
     let numbers = Numbers {
         guest: Guest::Boot { kernel: 0, initramfs: 0 },
         ram: Ram::Shared(0),
@@ -216,8 +219,13 @@ mod tests {
             "stamp": {"inode": 1, "len": 1, "ctime": [1, 1]}, "features": Features::default(),
         }))
         .expect("an install");
-        let shape =
-            Shape { accelerator: Accelerator::Tcg, memory_mib: 128, vcpus: 1, root_ports: 0 };
+        let shape = Shape {
+            accelerator: Accelerator::Tcg,
+            virtualization: false,
+            memory_mib: 128,
+            vcpus: 1,
+            root_ports: 0,
+        };
         let numbers = Numbers {
             guest: Guest::Boot { kernel: 10, initramfs: 11 },
             ram: Ram::Own,

@@ -76,6 +76,8 @@ pub struct VmConfig {
     pub jail: Jail,
     /// What executes guest code.
     pub accelerator: Accelerator,
+    /// Whether the VM's CPU can run VMs itself.
+    pub virtualization: bool,
     /// Where the guest comes from.
     pub origin: Origin,
     /// The VM's network card.

@@ -95,8 +95,8 @@ impl Prepared {
     pub async fn spawn(self) -> Result<Spawned, Error> {
         let root_ports = root_ports(&self.config);
         let VmConfig { install, jail, accelerator, origin, nic, more_nics, .. } = self.config;
-        let VmConfig { memory_mib, vcpus, image, upper, .. } = self.config;
-        let shape = Shape { accelerator, memory_mib, vcpus, root_ports };
+        let VmConfig { virtualization, memory_mib, vcpus, image, upper, .. } = self.config;
+        let shape = Shape { accelerator, virtualization, memory_mib, vcpus, root_ports };
         let (monitor, monitor_end) = pair()?;
         let (agent, agent_end) = pair()?;
         let (bulk, bulk_end) = pair()?;
@@ -294,8 +294,12 @@ fn check_upper(upper: &OwnedFd) -> Result<(), Error> {
 }
 
 /// What of the command line is the same in every VM on this QEMU.
-pub fn command_identity(install: &QemuInstall, accelerator: Accelerator) -> String {
-    command::identity(install, accelerator)
+pub fn command_identity(
+    install: &QemuInstall,
+    accelerator: Accelerator,
+    virtualization: bool,
+) -> String {
+    command::identity(install, accelerator, virtualization)
 }
 
 /// What the kernel gets on its command line in every VM.

@@ -12,8 +12,10 @@ pub fn of(install: &QemuInstall, accelerator: Accelerator) -> String {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let install_words = serde_json::to_string(install).unwrap_or_default();
-    let command = qemu::command_identity(install, accelerator);
-    digest(&[&install_words, &accelerator.to_string(), &processor(&cpu), release.trim(), &command])
+    let command = [false, true].map(|nested| qemu::command_identity(install, accelerator, nested));
+    let accelerator = accelerator.to_string();
+    let [plain, nested] = &command;
+    digest(&[&install_words, &accelerator, &processor(&cpu), release.trim(), plain, nested])
 }
 
 fn digest(parts: &[&str]) -> String {

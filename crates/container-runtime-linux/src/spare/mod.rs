@@ -310,7 +310,8 @@ fn inherit(
 /// A container gets the VM that it was to have, or none.
 fn fits(wanted: &VmSpec, have: &VmSpec) -> Result<()> {
     let shape = |spec: &VmSpec| {
-        (spec.resources, spec.nic, spec.accelerator, spec.jail_uid, spec.template.clone())
+        let machine = (spec.resources, spec.nic, spec.accelerator, spec.virtualization);
+        (machine, spec.jail_uid, spec.template.clone())
     };
     if shape(wanted) == shape(have) { Ok(()) } else { Err(anyhow!("its VM is of another shape")) }
 }

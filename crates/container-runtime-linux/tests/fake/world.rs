@@ -55,6 +55,7 @@ pub fn spec(directory: &Path, template: bool) -> VmSpec {
         network: None,
         resources: config().resources,
         accelerator: Accelerator::Tcg,
+        virtualization: false,
         image_disk: "/images/x".into(),
         upper_disk: directory.join("upper.img"),
         shares: Vec::new(),

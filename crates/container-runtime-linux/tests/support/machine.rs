@@ -58,6 +58,7 @@ impl Machine {
             install: self.install.clone(),
             jail: support::jail(),
             accelerator: Accelerator::Tcg,
+            virtualization: false,
             origin,
             nic: Nic::None,
             more_nics: Vec::new(),

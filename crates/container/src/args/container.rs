@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::{ArgAction, Args, ValueEnum};
 use container_api::apiserver::CreateOptions;
 use container_api::images::{self, Pull};
 use container_api::{ApiError, Result, config};
@@ -147,6 +147,11 @@ pub struct Management {
     /// Mount (type=bind|volume|tmpfs,source=SOURCE,target=TARGET[,readonly][,...])
     #[arg(long, value_name = "SPEC")]
     pub mount: Vec<OsString>,
+    /// Let it run virtual machines of its own ([=]true or [=]false)
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, default_value_t = false,
+          num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          hide_default_value = true, hide_possible_values = true)]
+    pub virtualization: bool,
     /// Known, but not built yet.
     #[command(flatten)]
     pub later: Later,
@@ -227,6 +232,7 @@ impl Create {
             readonly_paths: list(&m.read_only_path),
             stop_signal: m.stop_signal.clone(),
             kernel: kernel.map_err(|e| ApiError::from(e).context("--kernel"))?,
+            virtualization: m.virtualization,
             auto_remove: m.remove,
             restart: m
                 .restart

@@ -45,7 +45,6 @@ const FLAGS: &[(&str, Option<char>, bool)] = &[
     ("stop-timeout", None, true),
     ("sysctl", None, true),
     ("userns", None, true),
-    ("virtualization", None, false),
     ("volumes-from", None, true),
 ];
 
@@ -83,15 +82,6 @@ impl Args for Later {
         FLAGS.iter().fold(command, |command, &(name, short, value)| {
             let action = if value { ArgAction::Append } else { ArgAction::Count };
             let arg = Arg::new(name).long(name).hide(true).action(action).help("Not supported yet");
-            let arg = if name == "virtualization" {
-                // `--virtualization=true` and `=false` are apple/container's too.
-                arg.action(ArgAction::Append)
-                    .num_args(0..=1)
-                    .require_equals(true)
-                    .default_missing_value("true")
-            } else {
-                arg
-            };
             command.arg(match short {
                 Some(short) => arg.short(short),
                 None => arg,

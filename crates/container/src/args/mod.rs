@@ -4,6 +4,7 @@
 //! typed requests of [`container_api`], again without side effects, so that both steps are tested
 //! as tables.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -142,6 +143,27 @@ pub enum ProgressKind {
     Ansi,
     /// A bar with colours.
     Color,
+}
+
+/// Parses a whole command line. The word behind `--virtualization` is its value when it is `true`
+/// or `false`; else it is the image, as behind other flags.
+pub fn parse(mut words: Vec<OsString>) -> Result<Cli, clap::Error> {
+    let parsed = Cli::try_parse_from(&words);
+    let create = match &parsed {
+        Ok(Cli { command: Command::Run(run), .. }) => &run.create,
+        Ok(Cli { command: Command::Create(create), .. }) => create,
+        _ => return parsed,
+    };
+    // The image and what follows stand at the end, as they were given.
+    let at = words.len() - create.words.len();
+    let is_value = words[at] == "true" || words[at] == "false";
+    if !is_value || words[at - 1] != "--virtualization" {
+        return parsed;
+    }
+    let value = words.remove(at);
+    words[at - 1].push("=");
+    words[at - 1].push(value);
+    Cli::try_parse_from(&words)
 }
 
 /// The parser, for man pages and shell completions.

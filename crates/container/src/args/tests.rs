@@ -195,15 +195,37 @@ fn bytes_pass_unchanged() {
 }
 
 #[test]
-fn flags_of_later_parts_are_refused_by_name() {
-    for flag in [
-        "--virtualization",
-        "--virtualization=true",
-        "--rosetta",
-        "--init-image x",
-        "--runtime x",
-        "--privileged",
+fn the_value_of_virtualization_may_be_the_next_word() {
+    for (words, wanted, arguments) in [
+        ("run img a", false, 1),
+        ("run --virtualization img true", true, 1),
+        ("run --virtualization true img a b", true, 2),
+        ("create --virtualization false img a b", false, 2),
+        ("run --virtualization=true true false", true, 1),
+        ("run --virtualization=false img --virtualization true", false, 2),
+        ("run --rm --virtualization -t img true", true, 1),
+        ("run img --virtualization true", false, 2),
     ] {
+        let line = format!("container {words}");
+        let parsed = super::parse(line.split_whitespace().map(OsString::from).collect());
+        let create = match parsed.unwrap_or_else(|e| panic!("{words}: {e}")).command {
+            Command::Run(run) => run.create,
+            Command::Create(create) => *create,
+            other => panic!("{other:?}"),
+        };
+        let options = create.options(no_host).unwrap();
+        let found = (options.virtualization, options.process.arguments.len());
+        assert_eq!(found, (wanted, arguments), "{words}");
+    }
+    for wrong in ["run --virtualization=maybe img", "run --virtualization true"] {
+        let line = format!("container {wrong}");
+        super::parse(line.split_whitespace().map(OsString::from).collect()).expect_err(wrong);
+    }
+}
+
+#[test]
+fn flags_of_later_parts_are_refused_by_name() {
+    for flag in ["--rosetta", "--init-image x", "--runtime x", "--privileged"] {
         let error = create(&format!("container run {flag} img")).unwrap_err();
         assert_eq!(error.code, ErrorCode::Unsupported, "{flag}");
         assert!(error.message.ends_with("is not supported yet"), "{flag}: {error}");

@@ -9,6 +9,7 @@ use container_api::apiserver::{ApiClient, CreateOptions, Created, Request, SLOW}
 use container_api::types::Status;
 use container_api::{ApiError, ErrorCode, Result};
 
+use super::confirm::confirm;
 use super::{add_credentials, file_beside, ssh_agent, with_progress};
 use crate::args::container::{Create, Run, Start};
 use crate::args::mount::open_sources;
@@ -18,6 +19,10 @@ use crate::attach::{Attachment, check_terminal};
 use crate::failure::{Failure, Outcome, print_line, warn};
 use crate::session::Session;
 use crate::trace::{Tracer, step};
+
+/// What is asked on a terminal when the configuration says so.
+const VIRTUALIZATION: &str = "Virtual machines in the container expose more of its guest kernel, and of QEMU or of the \
+     host's KVM. Allow them?";
 
 /// How long the removal of a container may take that never ran to its end.
 const CLEAN_UP: Duration = Duration::from_secs(30);
@@ -149,9 +154,17 @@ async fn make(
     session.debug("creating the container");
     let sources = open_sources(&options.mounts)?;
     let sources: Vec<_> = sources.iter().map(AsFd::as_fd).collect();
-    let request = Request::Create(Box::new(options));
-    let created: Created =
-        with_progress(client, &request, &sources, args.fetch.progress, signals).await?;
+    let mut request = Request::Create(Box::new(options));
+    let progress = args.fetch.progress;
+    let mut created = with_progress(client, &request, &sources, progress, signals).await;
+    if let (Err(Failure::Error(error)), Request::Create(options)) = (&created, &mut request)
+        && error.code == ErrorCode::ConfirmationRequired
+        && confirm(VIRTUALIZATION, signals).await?
+    {
+        options.virtualization_confirmed = true;
+        created = with_progress(client, &request, &sources, progress, signals).await;
+    }
+    let created: Created = created?;
     for warning in &created.warnings {
         warn(warning);
     }

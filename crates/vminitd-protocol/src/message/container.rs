@@ -55,6 +55,9 @@ pub struct ContainerSpec {
     /// Shared directories and volumes.
     #[prost(message, repeated, tag = "13")]
     pub mounts: Vec<super::MountSpec>,
+    /// Whether it has `/dev/kvm`; [`LoadDrivers`](super::LoadDrivers) was asked for it before.
+    #[prost(bool, tag = "14")]
+    pub virtualization: bool,
 }
 
 /// A tmpfs inside the container.

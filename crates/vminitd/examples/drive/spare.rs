@@ -77,7 +77,7 @@ pub fn network(files: &Files) {
     let refused = client.error(Call::ConfigureNetwork(wrong));
     assert_eq!(refused.code(), ErrorCode::InvalidRequest);
     // The drivers that the boot has left out, but the NIC's, which is there.
-    client.done(Call::LoadDrivers(LoadDrivers {}));
+    client.done(Call::LoadDrivers(LoadDrivers::default()));
     client.root();
     let at = Instant::now();
     client.done(request(3));
@@ -213,14 +213,14 @@ pub fn restored(files: &Files) {
 /// Balloon, network card and shares come when they are asked for, once.
 pub fn drivers(files: &Files) {
     let mut client = Client::boot(files);
-    let refused = client.error(Call::LoadDrivers(LoadDrivers {}));
+    let refused = client.error(Call::LoadDrivers(LoadDrivers::default()));
     assert_eq!(refused.code(), ErrorCode::InvalidState);
     client.root();
     let at = Instant::now();
-    client.done(Call::LoadDrivers(LoadDrivers {}));
+    client.done(Call::LoadDrivers(LoadDrivers::default()));
     println!("       drivers: {:?}", at.elapsed());
     let at = Instant::now();
-    client.done(Call::LoadDrivers(LoadDrivers {}));
+    client.done(Call::LoadDrivers(LoadDrivers::default()));
     println!("       again: {:?}", at.elapsed());
     client.started(start(process("main", &["sleep", "1000"])));
     let script = "ls /sys/bus/virtio/drivers | grep -c -e balloon -e net -e virtiofs; \

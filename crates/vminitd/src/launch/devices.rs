@@ -3,7 +3,9 @@
 use super::DEVPTS;
 use super::child::mount_on;
 use super::paths::mount_system_tmpfs;
+use crate::device_filter::{KVM_MINOR, MISC};
 use crate::failure::{Context, Failure};
+use crate::modules::KVM;
 use crate::sys;
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod, umask};
@@ -71,7 +73,14 @@ fn fill(dev: &str) -> Result<(), Failure> {
 
 /// Inside the container: what the request says of `/dev`. `terminal` is the
 /// number of the first process's terminal.
-pub fn adapt(terminal: Option<u32>, shm_size: u64) -> Result<(), Failure> {
+pub fn adapt(terminal: Option<u32>, shm_size: u64, kvm: bool) -> Result<(), Failure> {
+    if kvm {
+        let old = umask(Mode::empty());
+        let mode = Mode::from_bits_truncate(0o666);
+        let made = mknod(KVM, SFlag::S_IFCHR, mode, makedev(MISC, KVM_MINOR));
+        umask(old);
+        made.context(Mount, || "create /dev/kvm")?;
+    }
     if ![0, DEFAULT_SHM].contains(&shm_size) {
         let (none, data) = (None::<&str>, format!("size={shm_size}"));
         mount(none, "/dev/shm", none, SHM_FLAGS | MsFlags::MS_REMOUNT, Some(data.as_str()))

@@ -154,7 +154,7 @@ pub fn build(
     change_root()?;
     let Trees { proc, sys, dev, masked, read_only, etc } = trees;
     attach(dev, c"/dev")?;
-    devices::adapt(terminal, spec.shm_size_bytes)?;
+    devices::adapt(terminal, spec.shm_size_bytes, spec.virtualization)?;
     let ahead = has_all(&spec.masked_paths, &masked) && has_all(&spec.read_only_paths, &read_only);
     if ahead {
         attach(proc, c"/proc")?;

@@ -16,6 +16,9 @@ use vminitd_protocol::MAX_PROCESSES;
 use vminitd_protocol::message::*;
 use vminitd_protocol::mux::{Direction, Mux};
 
+/// The capability to load modules.
+const SYS_MODULE: u64 = 1 << 16;
+
 impl Server {
     /// Carries one request out and answers it; a start is answered later.
     pub(super) fn handle(&mut self, request: Request) -> Result<(), Failure> {
@@ -75,13 +78,13 @@ impl Server {
                 let text = kernel_log::snapshot().internal("read the kernel's log")?;
                 Ok(Reply::BootLog(BootLog { text }))
             }
-            Call::LoadDrivers(_) => {
+            Call::LoadDrivers(request) => {
                 if let State::Booted = self.state {
                     return Err(self.illegal());
                 }
-                self.initramfs.load_drivers();
+                let loaded = self.initramfs.load_drivers(request.virtualization);
                 self.network.look();
-                done
+                loaded.and(done)
             }
             Call::Update(request) => {
                 let State::Running(_, container) = &self.state else { return Err(self.illegal()) };
@@ -199,6 +202,15 @@ impl Server {
         }
         validate::container(&start.container)?;
         self.admit(&start.process)?;
+        if start.process.capabilities & SYS_MODULE != 0 {
+            // Before there is a program that could be faster than the host's request.
+            self.initramfs.load_drivers(false)?;
+            self.network.look();
+        }
+        if start.container.virtualization {
+            self.initramfs.load_drivers(true)?;
+            cgroup::allow_kvm()?;
+        }
         self.sockets.listen(&self.epoll, &mut self.bulk, &start.container.sockets)?;
         let launcher = self.launcher.take();
         let (container, launched) = launch::start_container(start, launcher)
