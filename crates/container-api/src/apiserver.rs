@@ -15,7 +15,7 @@ use crate::network;
 use crate::paths::AppRoot;
 use crate::seccomp::Security;
 use crate::types::{
-    Accelerator, ByteString, ContainerSnapshot, ExitRecord, PublishSocket, Resources,
+    Accelerator, ByteString, ContainerSnapshot, ExitRecord, MemoryShare, PublishSocket, Resources,
     RestartPolicy, Rlimit, Stdio, TerminalSize, Tmpfs,
 };
 use crate::varlink::Client;
@@ -254,6 +254,8 @@ pub struct CreateOptions {
     pub cpus: Option<u32>,
     /// `--memory` in bytes.
     pub memory_in_bytes: Option<u64>,
+    /// `--pids-limit`: processes and threads.
+    pub pids_limit: Option<u64>,
     /// `--label`.
     pub labels: BTreeMap<String, String>,
     /// `--read-only`.
@@ -288,6 +290,8 @@ pub struct CreateOptions {
     pub auto_remove: bool,
     /// `--restart`.
     pub restart: RestartPolicy,
+    /// `--restart-memory`.
+    pub restart_memory: Option<MemoryShare>,
     /// `--network`, `--publish`, `--dns…`, `--egress`, `--host-access`. No network at all is said
     /// by one of the name [`network::NO_NETWORK`]; none named is [`network::DEFAULT_NETWORK`].
     pub network: network::ContainerNetwork,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::network::{DEFAULT_NETWORK, Mode};
 use crate::network_options::is_name;
+use crate::types::MemoryShare;
 use crate::{ApiError, Result};
 
 /// The whole file. See [`crate::paths::config_file`] for where it lies.
@@ -26,6 +27,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Networks.
     pub network: NetworkDefaults,
+    /// What all containers may have together.
+    pub limits: LimitsConfig,
     /// Image references and registries.
     pub registry: RegistryConfig,
     /// The hypervisor.
@@ -134,6 +137,59 @@ impl Default for NetworkDefaults {
             pool: vec![IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(192, 168, 64, 0), 18))],
         }
     }
+}
+
+/// `[limits]`: what containers may have together; unset: no limit but the host's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// Containers that run at once.
+    pub containers: Option<u32>,
+    /// Virtual CPUs of all that run.
+    pub cpus: Option<u32>,
+    /// Memory of all that run (`16g`): the sum of their `--memory`.
+    pub memory: Option<String>,
+    /// Disk that containers and volumes take on the host (`100g`): once it is reached, nothing is
+    /// created or started until something is removed.
+    pub disk: Option<String>,
+    /// From when on a container's memory is logged (`95:1m`): percent of its limit, and how long.
+    pub memory_warning: Option<String>,
+    /// Processes and threads in each container; also what one gets that asks for no number.
+    pub processes: Option<u64>,
+}
+
+impl LimitsConfig {
+    /// `memory` in bytes.
+    pub fn memory_in_bytes(&self) -> Result<Option<u64>> {
+        size(self.memory.as_ref(), "limits.memory")
+    }
+
+    /// `memory_warning`, or the usual one.
+    pub fn memory_warning(&self) -> Result<MemoryShare> {
+        let usual = MemoryShare { percent: 95, seconds: 60 };
+        let given = self.memory_warning.as_ref().map(|text| text.parse());
+        given
+            .unwrap_or(Ok(usual))
+            .map_err(|e: String| ApiError::invalid(e).context("limits.memory_warning"))
+    }
+
+    /// `disk` in bytes.
+    pub fn disk_in_bytes(&self) -> Result<Option<u64>> {
+        size(self.disk.as_ref(), "limits.disk")
+    }
+
+    fn check(&self) -> Result<()> {
+        let none = [self.containers, self.cpus].contains(&Some(0)) || self.processes == Some(0);
+        if none || self.memory_in_bytes()? == Some(0) || self.disk_in_bytes()? == Some(0) {
+            return Err(ApiError::invalid("a limit of 0 would let nothing run: leave it out"));
+        }
+        self.memory_warning()?;
+        Ok(())
+    }
+}
+
+fn size(text: Option<&String>, name: &str) -> Result<Option<u64>> {
+    text.map(|text| parse_size(text).map_err(|e| e.context(name))).transpose()
 }
 
 /// `[registry]`.
@@ -279,6 +335,7 @@ impl Config {
             return Err(ApiError::invalid("container.cpus and log.max_files must be at least 1"));
         }
         config.network.check()?;
+        config.limits.check()?;
         Ok(config)
     }
 }
@@ -384,6 +441,29 @@ mod tests {
         let allowed = policy("[security]\nvirtualization = 'allow'").unwrap();
         assert_eq!(allowed, VirtualizationPolicy::Allow);
         policy("[security]\nvirtualization = true").unwrap_err();
+    }
+
+    #[test]
+    fn limits() {
+        let text = "[limits]\ncontainers = 3\nmemory = '2g'\nprocesses = 100\n";
+        let limits = Config::parse(text).unwrap().limits;
+        assert_eq!(
+            (limits.containers, limits.memory_in_bytes().unwrap()),
+            (Some(3), Some(2 << 30))
+        );
+        assert_eq!((limits.processes, limits.disk_in_bytes().unwrap()), (Some(100), None));
+        assert_eq!(limits.memory_warning().unwrap(), "95%:1m".parse().unwrap());
+        for wrong in [
+            "memory_warning = '90'",
+            "memory_warning = '101:1m'",
+            "containers = 0",
+            "memory = '0'",
+            "disk = 'much'",
+            "cpus = -1",
+            "cpu = 1",
+        ] {
+            assert!(Config::parse(&format!("[limits]\n{wrong}")).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -4,12 +4,14 @@
 //! colon or a comma is given to `--mount`, a comma within quotes (as in CSV, `""` is one quote).
 
 use crate::escape::escape_bytes;
-use crate::mounts::{MountKind, MountOptions};
+use crate::mounts::{IdRange, MountKind, MountOptions};
 use crate::types::{ByteString, Tmpfs};
-use crate::{ApiError, ErrorCode, Result};
+use crate::{ApiError, Result};
 
 /// How much of a wrong word is shown.
 const SHOWN: usize = 120;
+/// Most ranges of an `idmap=`.
+const MAX_RANGES: usize = 64;
 
 /// What one flag asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,10 +136,77 @@ fn options(
             "notify" if bind => mount.notify = Some(truth(key, *value)?),
             "uid" if bind => mount.uid = Some(number(key, *value, 10)?),
             "gid" if bind => mount.gid = Some(number(key, *value, 10)?),
+            "idmap" if bind => mount.idmap = ranges(*value)?,
             _ => return Err(format!("{} is not known here", escape_bytes(key.as_bytes()))),
         }
     }
+    owners(&mount)?;
     Ok(mount)
+}
+
+/// `[u|g]GUEST:HOST:COUNT;…`: of users, of groups, or of both.
+fn ranges(value: Option<&[u8]>) -> std::result::Result<Vec<IdRange>, String> {
+    let wrong = || {
+        "idmap is GUEST:HOST:COUNT, several between ';', with u or g before GUEST for \
+                    users or groups alone"
+            .to_owned()
+    };
+    let range = |text: &str| {
+        let (kind, numbers) = match text.as_bytes().first()? {
+            b'u' | b'g' => text.split_at(1),
+            _ => ("", text),
+        };
+        let parts: Vec<&str> = numbers.split(':').collect();
+        let [guest, host, count] = parts[..] else { return None };
+        let number = |text: &str| number("", Some(text.as_bytes()), 10).ok();
+        Some(IdRange {
+            users: kind != "g",
+            groups: kind != "u",
+            guest: number(guest)?,
+            host: number(host)?,
+            count: number(count)?,
+        })
+    };
+    let text = value.and_then(|value| std::str::from_utf8(value).ok()).ok_or_else(wrong)?;
+    text.split(';').map(|text| range(text).ok_or_else(wrong)).collect()
+}
+
+fn owners(mount: &MountOptions) -> std::result::Result<(), String> {
+    let MountOptions { uid, gid, idmap, .. } = mount;
+    if uid.is_some_and(|id| id == u32::MAX) || gid.is_some_and(|id| id == u32::MAX) {
+        return Err(format!("{} is not an id", u32::MAX));
+    }
+    if !idmap.is_empty() && (uid.is_some() || gid.is_some()) {
+        return Err("idmap stands instead of uid and gid".into());
+    }
+    if idmap.len() > MAX_RANGES {
+        return Err(format!("idmap has more than {MAX_RANGES} ranges"));
+    }
+    let fits = |start: u32, count: u32| start.checked_add(count).is_some();
+    if !idmap.iter().all(|r| r.count > 0 && fits(r.guest, r.count) && fits(r.host, r.count)) {
+        return Err(format!("a range of idmap is empty, or goes beyond {}", u32::MAX));
+    }
+    let overlap = |a: u32, b: u32, one: &IdRange, other: &IdRange| {
+        a < b.saturating_add(other.count) && b < a.saturating_add(one.count)
+    };
+    for (at, one) in idmap.iter().enumerate() {
+        let others = idmap[..at].iter();
+        let mut others = others.filter(|o| (o.users && one.users) || (o.groups && one.groups));
+        if others.any(|o| overlap(one.guest, o.guest, one, o) || overlap(one.host, o.host, one, o))
+        {
+            return Err("two ranges of idmap overlap".into());
+        }
+    }
+    Ok(())
+}
+
+/// Checks whom a mount's files are said to belong to.
+///
+/// # Errors
+/// `InvalidArgument` for what is no id, or said twice.
+pub fn check_owners(mount: &MountOptions) -> Result<()> {
+    let shown = escape_bytes(mount.destination.as_bytes());
+    owners(mount).map_err(|why| ApiError::invalid(format!("the mount at {shown}: {why}")))
 }
 
 fn tmpfs(target: &[u8], rest: &Options) -> std::result::Result<Tmpfs, String> {
@@ -225,18 +294,6 @@ fn fields(text: &[u8]) -> std::result::Result<Vec<Vec<u8>>, &'static str> {
     }
 }
 
-/// What this version refuses of a bind mount, though it can be written.
-pub fn check_supported(mount: &MountOptions) -> Result<()> {
-    let what = match mount {
-        MountOptions { notify: Some(true), .. } => "notify",
-        MountOptions { uid: Some(_), .. } => "uid",
-        MountOptions { gid: Some(_), .. } => "gid",
-        _ => return Ok(()),
-    };
-    let message = format!("{what} of a bind mount is not supported yet: leave it out");
-    Err(ApiError::new(ErrorCode::Unsupported, message))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -293,6 +350,16 @@ mod tests {
             "type=bind,source=/a,target=/b,wat",
             "type=bind,source=/a,target=/b,ro=maybe",
             "type=bind,source=/a,target=/b,uid=-1",
+            "type=bind,source=/a,target=/b,uid=4294967295",
+            "type=bind,source=/a,target=/b,idmap",
+            "type=bind,source=/a,target=/b,idmap=",
+            "type=bind,source=/a,target=/b,idmap=0:1",
+            "type=bind,source=/a,target=/b,idmap=x0:1:1",
+            "type=bind,source=/a,target=/b,idmap=0:1:0",
+            "type=bind,source=/a,target=/b,idmap=0:4294967295:1",
+            "type=bind,source=/a,target=/b,idmap=0:1000:5;4:2000:1",
+            "type=bind,source=/a,target=/b,idmap=0:1000:5;9:1004:1",
+            "type=bind,source=/a,target=/b,idmap=0:1:1,uid=5",
             "type=bind,\"source=/a,target=/b",
             "type=bind,\"source=/a\"x,target=/b",
             "source=a/b,target=/c",
@@ -303,12 +370,30 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_later_is_refused() {
-        check_supported(&bind(b"type=bind,source=/a,target=/b,notify=false")).unwrap();
-        for text in [&b"notify"[..], b"uid=1", b"gid=1"] {
-            let text = [b"type=bind,source=/a,target=/b,", text].concat();
-            assert_eq!(check_supported(&bind(&text)).unwrap_err().code, ErrorCode::Unsupported);
+    fn events_are_wished_for() {
+        for (text, wish) in [("notify", Some(true)), ("notify=false", Some(false))] {
+            let text = format!("type=bind,source=/a,target=/b,readonly,{text}");
+            assert_eq!(bind(text.as_bytes()).notify, wish);
         }
+        assert_eq!(bind(b"type=bind,source=/a,target=/b").notify, None);
+        mount(b"type=volume,source=a,target=/b,notify").unwrap_err();
+    }
+
+    #[test]
+    fn owners_are_mapped() {
+        let mount = bind(b"type=bind,source=/a,target=/b,idmap=0:1000:1;u5:7:2;g5:7:2");
+        let range =
+            |users, groups, guest, host, count| IdRange { users, groups, guest, host, count };
+        assert_eq!(
+            mount.idmap,
+            [
+                range(true, true, 0, 1000, 1),
+                range(true, false, 5, 7, 2),
+                range(false, true, 5, 7, 2)
+            ]
+        );
+        check_owners(&mount).unwrap();
+        check_owners(&MountOptions { uid: Some(1), ..mount }).unwrap_err();
     }
 
     proptest! {

@@ -18,6 +18,22 @@ pub enum MountKind {
     Volume,
 }
 
+/// Ids of a container and those on the host that they are: `idmap=` of a bind mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IdRange {
+    /// Users are mapped.
+    pub users: bool,
+    /// Groups are mapped.
+    pub groups: bool,
+    /// The first id in the container.
+    pub guest: u32,
+    /// The first id on the host.
+    pub host: u32,
+    /// How many; at least one, and neither side goes beyond `u32::MAX - 1`.
+    pub count: u32,
+}
+
 /// A mount as `-v` and `--mount` ask for it. A memory file system is a [`crate::types::Tmpfs`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -38,6 +54,8 @@ pub struct MountOptions {
     pub uid: Option<u32>,
     /// As `uid`, for the group.
     pub gid: Option<u32>,
+    /// Bind: whom files belong to on either side, instead of `uid` and `gid`.
+    pub idmap: Vec<IdRange>,
     /// Volume: leave it empty rather than copy the image's files at its first use.
     pub no_copy: bool,
 }
@@ -82,6 +100,9 @@ pub struct Mount {
     /// Bind: see [`MountOptions::gid`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
+    /// Bind: see [`MountOptions::idmap`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub idmap: Vec<IdRange>,
     /// Volume: filled with the image's files when it is empty.
     #[serde(default)]
     pub copy: bool,

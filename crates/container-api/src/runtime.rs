@@ -19,7 +19,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::archive::ArchiveWork;
-use crate::mounts::FileIdentity;
+use crate::mounts::{FileIdentity, IdRange};
 use crate::network::Mac;
 use crate::types::{
     Accelerator, ExitRecord, OutOfMemoryKill, ProcessConfig, Resources, Stdio, TerminalSize,
@@ -116,6 +116,9 @@ pub struct Share {
     /// As `uid`, for the group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
+    /// Whom files belong to on either side, instead of `uid` and `gid`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub idmap: Vec<IdRange>,
 }
 
 /// A block volume of a container.
@@ -243,6 +246,10 @@ pub enum Request {
         /// The container's new limits.
         resources: Resources,
     },
+    /// Running: has the guest give back the memory that it can do without, page cache above all.
+    /// Its limits are the same before and after. Answer: `()`.
+    #[serde(rename = "dev.container.Runtime.Reclaim")]
+    Reclaim,
     /// Running: attaches further descriptors to the first process. Answer: `()`.
     #[serde(rename = "dev.container.Runtime.Attach")]
     Attach {

@@ -314,6 +314,12 @@ pub struct ContainerConfig {
     /// Directories and files of the host, and volumes.
     #[serde(default)]
     pub mounts: Vec<Mount>,
+    /// Restarted when it holds so much memory for so long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_memory: Option<MemoryShare>,
+    /// Most processes and threads; `None`: what its kernel allows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids_limit: Option<u64>,
     /// Size of `/dev/shm` in bytes.
     pub shm_size: u64,
     /// A small init reaps and forwards signals before the program.
@@ -470,6 +476,31 @@ impl std::str::FromStr for RestartPolicy {
         };
         policy
             .ok_or_else(|| format!("{text:?} is not no, on-failure[:N], always or unless-stopped"))
+    }
+}
+
+/// How much memory for how long is too much (`90:60s`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemoryShare {
+    /// Percent of the container's limit, 1 to 100.
+    pub percent: u8,
+    /// Seconds without a break.
+    pub seconds: u64,
+}
+
+impl std::str::FromStr for MemoryShare {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<MemoryShare, String> {
+        let parsed = text.split_once(':').and_then(|(percent, time)| {
+            let percent: u8 = percent.strip_suffix('%').unwrap_or(percent).parse().ok()?;
+            let seconds = humantime::parse_duration(time).ok()?.as_secs();
+            Some(MemoryShare { percent, seconds })
+        });
+        parsed.filter(|share| (1..=100).contains(&share.percent) && share.seconds > 0).ok_or_else(
+            || format!("{text:?} is not PERCENT:DURATION, such as 90:60s, of at least a second"),
+        )
     }
 }
 

@@ -19,7 +19,14 @@ const DYING_DEADLINE: Duration = Duration::from_secs(15);
 /// The proof that this process alone serves its app root; held until the process ends.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Lock {
+    /// The holder is about to end: who wants the lock from now on waits for it.
+    pub fn ending(&self) {
+        let _ = self.file.set_len(0);
+    }
 }
 
 /// Makes the app root and its directories (mode 0700) where they are missing, and refuses one
@@ -98,7 +105,7 @@ pub fn lock(root: &AppRoot) -> Result<Lock> {
         std::thread::sleep(Duration::from_millis(5));
     }
     file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(about)?;
-    Ok(Lock { _file: file })
+    Ok(Lock { file })
 }
 
 /// The process that the lock's file names.
@@ -124,8 +131,10 @@ mod tests {
         let error = lock(&root).unwrap_err();
         let pid = format!("already runs (pid {})", std::process::id());
         assert!(error.message.contains(&pid), "{error}");
+        held.ending();
+        let next = std::thread::spawn(move || lock(&root).map(drop));
         drop(held);
-        lock(&root).unwrap();
+        next.join().unwrap().unwrap();
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use container_api::apiserver::CreateOptions;
 use container_api::escape::{escape, escape_bytes};
-use container_api::mount_options::check_supported;
+use container_api::mount_options::check_owners;
 use container_api::mounts::{FileIdentity, Mount, MountKind, MountOptions};
 use container_api::paths::config_file;
 use container_api::runtime::Share;
@@ -22,7 +22,7 @@ use container_api::types::{ByteString, ContainerConfig};
 use container_api::{ApiError, ErrorCode, Result};
 
 use crate::engine::Engine;
-use crate::validate::mount::{check_path, plain};
+use crate::validate::mount::{check_path, check_places, plain};
 use crate::volumes::no_volume;
 
 /// Refused themselves.
@@ -79,24 +79,15 @@ impl Engine {
             let message = format!("{binds} bind mounts, but {sources} descriptors");
             return Err(ApiError::invalid(message));
         }
+        check_places(asked)?;
         for (asked, source) in binds.into_iter().zip(sources) {
-            let mount = self.bind(asked, source)?;
-            let taken = config.mounts.iter().any(|other| other.destination == mount.destination)
-                || config
-                    .tmpfs
-                    .iter()
-                    .any(|t| t.destination.as_bytes() == mount.destination.as_bytes());
-            if taken {
-                let shown = escape_bytes(mount.destination.as_bytes());
-                return Err(ApiError::invalid(format!("two mounts have the destination {shown}")));
-            }
-            config.mounts.push(mount);
+            config.mounts.push(self.bind(asked, source)?);
         }
         Ok(())
     }
 
     fn bind(&self, asked: &MountOptions, source: &OwnedFd) -> Result<Mount> {
-        check_supported(asked)?;
+        check_owners(asked)?;
         let destination = destination(&asked.destination)?;
         let path = PathBuf::from(asked.source.to_os_string());
         let shown = escape_bytes(asked.source.as_bytes());
@@ -122,6 +113,10 @@ impl Engine {
             read_only: asked.read_only,
             identity: Some(identity),
             dangerous: asked.dangerous,
+            notify: asked.notify.unwrap_or(false),
+            uid: asked.uid,
+            gid: asked.gid,
+            idmap: asked.idmap.clone(),
             ..Mount::default()
         })
     }
@@ -184,6 +179,7 @@ impl Engine {
                     notify: mount.notify,
                     uid: mount.uid,
                     gid: mount.gid,
+                    idmap: mount.idmap.clone(),
                 })
             })
             .collect()

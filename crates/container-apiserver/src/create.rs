@@ -53,6 +53,7 @@ impl Engine {
         let begun = trace::now_ns();
         let options = &*validate::network::configured(options, &self.config.network.default);
         merge::check(options, &self.config.container)?;
+        self.check_limits(options).await?;
         let kernel_file = self.check_kernel(options)?;
         self.check_virtualization(options, kernel_file.is_some()).await?;
         let id = match &options.name {
@@ -64,6 +65,7 @@ impl Engine {
         let (unpacked, image) = self.image(options, &reservation, responder).await?;
         let defaults = &self.config.container;
         let (mut config, warnings) = merge::configure(id, options, &unpacked, defaults)?;
+        config.pids_limit = config.pids_limit.or(self.config.limits.processes);
         self.mount_binds(options, sources, &mut config)?;
         let made = self.mount_volumes(options, &mut config, &reservation).await?;
         if kernel_file.is_some() {

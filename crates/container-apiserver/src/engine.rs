@@ -21,6 +21,7 @@ use crate::images::Images;
 use crate::jail_uid::JailUids;
 use crate::kernel::{self, Kernel};
 use crate::lifecycle::Event;
+use crate::limits::Admissions;
 use crate::networks::Networks;
 use crate::prepared::Prepared;
 use crate::probe::Probe;
@@ -60,6 +61,8 @@ pub struct Engine {
     pub jail_uids: Arc<JailUids>,
     /// Starts under way.
     pub starts: Arc<Starts>,
+    /// What is counted against `[limits]` though it does not run yet.
+    pub admissions: Admissions,
     /// What works in the background as long as the service runs.
     pub background: Mutex<Vec<JoinHandle<()>>>,
     /// Held while images are removed, and while a new container says which one it uses: a removal
@@ -136,6 +139,7 @@ impl Engine {
             spares: Spares::new(&config.runtime),
             jail_uids: JailUids::new(&root),
             starts: Arc::default(),
+            admissions: Admissions::default(),
             background: Mutex::default(),
             images_in_use: AsyncMutex::new(()),
             networks_in_use: AsyncMutex::new(()),

@@ -58,6 +58,9 @@ pub fn check(options: &CreateOptions, defaults: &ContainerDefaults) -> Result<()
     if options.auto_remove && options.restart != RestartPolicy::No {
         return Err(ApiError::invalid("--rm and --restart exclude each other"));
     }
+    if options.auto_remove && options.restart_memory.is_some() {
+        return Err(ApiError::invalid("--rm and --restart-memory exclude each other"));
+    }
     validate::network::resolve(options)?;
     validate::network::check_sockets(&options.publish_sockets)?;
     let labels: usize = options.labels.iter().map(|(k, v)| k.len() + v.len()).sum();
@@ -74,7 +77,11 @@ pub fn default_resources(defaults: &ContainerDefaults) -> Result<container_api::
     resources(&CreateOptions::default(), defaults)
 }
 
-fn resources(
+/// What a container gets that asks so.
+///
+/// # Errors
+/// `InvalidArgument` for what no VM can have here.
+pub fn resources(
     options: &CreateOptions,
     defaults: &ContainerDefaults,
 ) -> Result<container_api::types::Resources> {
@@ -120,6 +127,8 @@ pub fn configure(
         read_only: options.read_only,
         tmpfs: options.tmpfs.clone(),
         mounts: Vec::new(),
+        pids_limit: options.pids_limit,
+        restart_memory: options.restart_memory,
         shm_size: options.shm_size.unwrap_or(DEFAULT_SHM),
         use_init: options.use_init,
         capabilities: capability::resolve(&options.cap_add, &options.cap_drop)?,

@@ -5,19 +5,32 @@ const AVAILABLE_PART: u64 = 10;
 /// Share of the last ten seconds, in percent, in which somebody waited for memory.
 const MAX_STALLED: f64 = 10.0;
 
+/// Part of the memory, as one over this, below which no VM is started any more.
+const LEFT_PART: u64 = 32;
+/// Share of the last ten seconds, in percent, in which everybody waited for memory.
+const MAX_STANDING: f64 = 30.0;
+
+/// Why no VM should be started; `None`: there is room.
+pub fn out_of_memory() -> Option<String> {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let (meminfo, pressure) = (read("/proc/meminfo"), read("/proc/pressure/memory"));
+    judge(&meminfo, &pressure, LEFT_PART, ("full ", MAX_STANDING))
+}
+
 /// Why nothing should be kept in memory that only might be used; `None`: there is room.
 pub fn short_of_memory() -> Option<String> {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    judge(&read("/proc/meminfo"), &read("/proc/pressure/memory"))
+    let (meminfo, pressure) = (read("/proc/meminfo"), read("/proc/pressure/memory"));
+    judge(&meminfo, &pressure, AVAILABLE_PART, ("some ", MAX_STALLED))
 }
 
-fn judge(meminfo: &str, pressure: &str) -> Option<String> {
+fn judge(meminfo: &str, pressure: &str, part: u64, (row, most): (&str, f64)) -> Option<String> {
     let kib = |name: &str| {
         let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         line?.split_ascii_whitespace().next()?.parse::<u64>().ok()
     };
     if let (Some(total), Some(available)) = (kib("MemTotal"), kib("MemAvailable"))
-        && available < total / AVAILABLE_PART
+        && available < total / part
     {
         return Some(format!(
             "the host is short of memory: {} of {} MiB are available",
@@ -25,10 +38,10 @@ fn judge(meminfo: &str, pressure: &str) -> Option<String> {
             total >> 10
         ));
     }
-    let some = pressure.lines().find_map(|line| line.strip_prefix("some "))?;
+    let some = pressure.lines().find_map(|line| line.strip_prefix(row))?;
     let stalled = some.split(' ').find_map(|word| word.strip_prefix("avg10="))?;
     let stalled: f64 = stalled.parse().ok()?;
-    (stalled > MAX_STALLED).then(|| {
+    (stalled > most).then(|| {
         format!("the host is short of memory: processes waited for it {stalled} % of the time")
     })
 }
@@ -43,11 +56,18 @@ mod tests {
             format!("MemTotal:  1000000 kB\nMemFree: 1 kB\nMemAvailable: {available} kB\n")
         };
         let calm = "some avg10=0.50 avg60=90.00 avg300=0.00 total=0\nfull avg10=50.00 total=0\n";
-        assert_eq!(judge(&meminfo(100_000), calm), None);
-        assert_eq!(judge("", ""), None);
-        assert!(judge(&meminfo(99_999), calm).unwrap().contains("97 of 976 MiB"));
+        let some =
+            |meminfo: &str, text| judge(meminfo, text, AVAILABLE_PART, ("some ", MAX_STALLED));
+        assert_eq!(some(&meminfo(100_000), calm), None);
+        assert_eq!(some("", ""), None);
+        assert!(some(&meminfo(99_999), calm).unwrap().contains("97 of 976 MiB"));
         let stalled = "some avg10=12.50 avg60=0.00 avg300=0.00 total=0\n";
-        assert!(judge(&meminfo(500_000), stalled).unwrap().contains("12.5 %"));
+        assert!(some(&meminfo(500_000), stalled).unwrap().contains("12.5 %"));
+        let full = |meminfo: &str, text| judge(meminfo, text, LEFT_PART, ("full ", MAX_STANDING));
+        assert_eq!(full(&meminfo(40_000), stalled), None);
+        assert!(full(&meminfo(30_000), stalled).is_some());
+        assert!(full(&meminfo(500_000), calm).unwrap().contains("50 %"));
+        out_of_memory();
         short_of_memory();
     }
 }

@@ -15,7 +15,7 @@ use crate::audit::Audit;
 use crate::daemon::{self, Side, Starter};
 use crate::engine::Engine;
 use crate::service::Apiserver;
-use crate::{app_root, listen, log_file, networks, reconcile, spare, template};
+use crate::{app_root, listen, log_file, networks, reconcile, relief, spare, template};
 
 /// Every failure of ours.
 const FAILURE: u8 = 125;
@@ -91,7 +91,7 @@ fn serve(root: AppRoot, mut starter: Starter, passed: usize) -> ExitCode {
 }
 
 fn try_serve(root: &AppRoot, starter: &mut Starter, passed: usize) -> Result<()> {
-    let _lock = app_root::lock(root)?;
+    let lock = app_root::lock(root)?;
     let config = Config::load(&paths::config_file(root)?)?;
     log_file::init(&root.logs())?;
     // Whatever is named relative to here was made absolute.
@@ -102,7 +102,7 @@ fn try_serve(root: &AppRoot, starter: &mut Starter, passed: usize) -> Result<()>
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_keep_alive(THREAD_KEEP_ALIVE)
         .build()?;
-    let outcome = runtime.block_on(run(root, config, starter, passed));
+    let outcome = runtime.block_on(run(root, &lock, config, starter, passed));
     // A thread that is stuck in the kernel must not keep us.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
@@ -118,7 +118,13 @@ fn raise_open_files() {
     }
 }
 
-async fn run(root: &AppRoot, config: Config, starter: &mut Starter, passed: usize) -> Result<()> {
+async fn run(
+    root: &AppRoot,
+    lock: &app_root::Lock,
+    config: Config,
+    starter: &mut Starter,
+    passed: usize,
+) -> Result<()> {
     // Before anything is started: a signal that comes early must not leave it behind.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -156,6 +162,7 @@ async fn run(root: &AppRoot, config: Config, starter: &mut Starter, passed: usiz
     engine.end_background().await;
     engine.networks.end().await;
     engine.images.end().await;
+    lock.ending();
     // As long as somebody can connect, we are there: callers wait for our end so.
     if passed == 0 {
         let _ = std::fs::remove_file(root.path().join(container_api::apiserver::SOCKET));
@@ -170,6 +177,7 @@ fn work_in_background(engine: &Arc<Engine>, unfinished: Vec<std::path::PathBuf>)
         tokio::spawn(template::maker::check(engine.clone(), unfinished)),
         tokio::spawn(template::maker::run(engine.clone())),
         tokio::spawn(spare::keeper::run(engine.clone())),
+        tokio::spawn(relief::run(engine.clone())),
         tokio::spawn(networks::keeper::run(engine.clone())),
     ];
     engine.background.lock().unwrap_or_else(PoisonError::into_inner).extend(tasks);

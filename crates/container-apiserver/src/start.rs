@@ -66,6 +66,11 @@ impl Engine {
         if let Caller::Someone(_) = caller {
             container.begin_anew();
         }
+        // Counted from here on, until it runs and is counted as one that does.
+        let _admission = match self.admit(container).await {
+            Ok(admission) => admission,
+            Err(error) => return Err(self.not_launched(container, error).await?),
+        };
         let under_way = self.starts.begin();
         let plan = async {
             let claim = self.claim_volumes(container).await?;

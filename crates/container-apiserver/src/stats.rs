@@ -74,6 +74,7 @@ impl Engine {
         let now = machine.limits().unwrap_or(container.config.resources);
         let cpus = cpus.unwrap_or(now.cpus);
         let wanted = Host::this().check(cpus, memory_in_bytes.unwrap_or(now.memory_in_bytes))?;
+        self.check_update(container, wanted)?;
         let request = Request::Update { resources: wanted };
         machine.helper.call::<()>(&request, &[], Some(CALL_DEADLINE)).await?;
         machine.set_limits(wanted);

@@ -317,6 +317,8 @@ pub(crate) mod tests {
             read_only: false,
             tmpfs: Vec::new(),
             mounts: Vec::new(),
+            pids_limit: None,
+            restart_memory: None,
             shm_size: 1 << 26,
             use_init: false,
             capabilities: Vec::new(),

@@ -38,6 +38,11 @@ impl Engine {
         Ok(DiskUsage { images, containers, templates, spares, volumes })
     }
 
+    /// Bytes that containers and volumes take on the host's disk.
+    pub fn disk_taken(&self) -> u64 {
+        self.containers_usage().size_in_bytes + self.volumes_usage().size_in_bytes
+    }
+
     fn containers_usage(&self) -> UsageOf {
         let mut usage = UsageOf::default();
         for container in self.containers() {

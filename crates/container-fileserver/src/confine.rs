@@ -10,9 +10,10 @@ use nix::libc;
 use crate::args::Args;
 use crate::{Result, at};
 
-/// CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID: to be each user of the container. None
-/// makes a device, sets an attribute of the kernel's, or reaches beyond files.
-const CAPABILITIES: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7;
+/// CHOWN, DAC_OVERRIDE, FOWNER, SETGID, SETUID: to be each user of the container. None makes a
+/// device, sets an attribute of the kernel's, or reaches beyond files. Without FSETID a
+/// set-user-id program of the host is one no more when a guest has written it.
+const CAPABILITIES: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 6 | 1 << 7;
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
 /// All but seccomp, which comes when the rest is open.
@@ -21,17 +22,18 @@ pub fn confine(args: &Args) -> Result<()> {
     nix::sys::stat::umask(nix::sys::stat::Mode::empty());
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0)
         .map_err(at("forbid core dumps"))?;
-    limit_capabilities()?;
+    limit_capabilities(CAPABILITIES)?;
     nix::sys::prctl::set_no_new_privs().map_err(at("no_new_privs"))?;
     landlock(args)
 }
 
-fn limit_capabilities() -> Result<()> {
+/// Drops all but those of a mask.
+pub fn limit_capabilities(kept: u32) -> Result<()> {
     for capability in 0..64u32 {
-        let kept = capability < 32 && CAPABILITIES & (1 << capability) != 0;
+        let stays = capability < 32 && kept & (1 << capability) != 0;
         // SAFETY: by value; EINVAL for a number that this kernel lacks.
         let dropped =
-            kept || unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } == 0;
+            stays || unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } == 0;
         if !dropped {
             match Errno::last() {
                 Errno::EINVAL if capability > 0 => break,
@@ -40,7 +42,7 @@ fn limit_capabilities() -> Result<()> {
         }
     }
     let header = [CAPABILITY_VERSION_3, 0];
-    let data = [CAPABILITIES, CAPABILITIES, 0, 0, 0, 0];
+    let data = [kept, kept, 0, 0, 0, 0];
     // SAFETY: version 3 reads a header of two words and six words of data.
     match unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) } {
         0 => Ok(()),

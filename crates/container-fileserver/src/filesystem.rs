@@ -1,7 +1,8 @@
 //! The shares as a file system: what is there, without what would be dangerous on the host.
 //!
 //! Set-user-id and set-group-id bits stay out: a file that a guest made must not run as its owner
-//! on the host. Device nodes fail for want of a capability. Extended attributes are not served.
+//! on the host. Device nodes fail for want of a capability. Of extended attributes only those of users
+//! pass ([`crate::xattr`]).
 
 use std::ffi::CStr;
 use std::io;
@@ -44,6 +45,8 @@ macro_rules! passed_on {
         )*
     }
 }
+
+pub(crate) use passed_on;
 
 impl FileSystem for Shares {
     type Inode = <PassthroughFs as FileSystem>::Inode;

@@ -14,7 +14,8 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
 use crate::args::{Args, Share};
-use crate::{Result, at, hidden};
+use crate::ids::{self, Identities};
+use crate::{Result, at, confine, hidden};
 
 /// The number that the socket gets.
 pub const SOCKET: RawFd = 3;
@@ -45,18 +46,12 @@ pub fn die_with_parent() -> Result<()> {
 }
 
 /// Enters all of them; the pid namespace begins with the next process. Without root's rights a
-/// user namespace in which root is the caller.
-pub fn enter_namespaces() -> Result<()> {
-    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
-    if !uid.is_root() {
-        unshare(CloneFlags::CLONE_NEWUSER).map_err(at("make a user namespace"))?;
-        let write = |file: &str, text: String| {
-            fs::write(format!("/proc/self/{file}"), text).map_err(at(file))
-        };
-        write("setgroups", "deny".into())?;
-        write("uid_map", format!("0 {uid} 1\n"))?;
-        write("gid_map", format!("0 {gid} 1\n"))?;
-    }
+/// user namespace in which root is the caller. The answer is who the server can be.
+pub fn enter_namespaces() -> Result<Identities> {
+    let identities = match nix::unistd::geteuid().is_root() {
+        true => Identities::everybody(),
+        false => ids::enter_user_namespace()?,
+    };
     let all = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWIPC
@@ -65,7 +60,8 @@ pub fn enter_namespaces() -> Result<()> {
         | CloneFlags::CLONE_NEWPID;
     unshare(all).map_err(at("make namespaces"))?;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).map_err(at("make / private"))
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>).map_err(at("make / private"))?;
+    Ok(identities)
 }
 
 /// The child, in the parent.
@@ -77,8 +73,10 @@ pub fn fork() -> Result<Option<Pid>> {
     }
 }
 
-/// Waits for the server, without the socket, whose last end is then the server's.
+/// Waits for the server, without the socket, whose last end is then the server's, and without any
+/// privilege.
 pub fn wait(child: Pid) -> Result<()> {
+    confine::limit_capabilities(0)?;
     // SAFETY: by value; nothing else owns the descriptor in this process.
     unsafe { libc::close(SOCKET) };
     match waitpid(child, None).map_err(at("wait"))? {
@@ -89,14 +87,15 @@ pub fn wait(child: Pid) -> Result<()> {
     }
 }
 
-/// Makes the shares the root.
-pub fn build_root(args: &Args) -> Result<()> {
+/// Makes the shares the root. The answer is the owner and the group of each, as the server sees
+/// them.
+pub fn build_root(args: &Args) -> Result<Vec<(u32, u32)>> {
     let trees = args.shares.iter().map(open).collect::<Result<Vec<_>>>()?;
     let parents = hidden::parents(&args.hidden);
     let options = Some("mode=755,size=1m");
     let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("tmpfs"), STAGING, Some("tmpfs"), plain, options).map_err(at("mount the root"))?;
-    for (i, (tree, share)) in trees.iter().zip(&args.shares).enumerate() {
+    for (i, ((tree, _), share)) in trees.iter().zip(&args.shares).enumerate() {
         let place = Path::new(STAGING).join(i.to_string());
         let made = match share.directory {
             true => fs::create_dir(&place),
@@ -115,11 +114,13 @@ pub fn build_root(args: &Args) -> Result<()> {
     std::env::set_current_dir(STAGING).map_err(at("enter the root"))?;
     nix::unistd::pivot_root(".", ".").map_err(at("pivot_root"))?;
     umount2(".", MntFlags::MNT_DETACH).map_err(at("leave the old root"))?;
-    std::env::set_current_dir("/").map_err(at("enter the root"))
+    std::env::set_current_dir("/").map_err(at("enter the root"))?;
+    Ok(trees.into_iter().map(|(_, owner)| owner).collect())
 }
 
-/// Opens a source anew in this mount namespace; refuses what is not what was checked.
-fn open(share: &Share) -> Result<OwnedFd> {
+/// Opens a source anew in this mount namespace; refuses what is not what was checked. With it comes
+/// whom it belongs to.
+fn open(share: &Share) -> Result<(OwnedFd, (u32, u32))> {
     let shown = share.source.display();
     let source = open_path(&share.source)?;
     let found = fs::metadata(PathBuf::from(format!("/proc/self/fd/{}", source.as_raw_fd())))
@@ -136,7 +137,7 @@ fn open(share: &Share) -> Result<OwnedFd> {
     let read_only = if share.read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
     set_attributes(tree.as_fd(), CLOSED | read_only, true)
         .map_err(|error| format!("{shown}: {error}"))?;
-    Ok(tree)
+    Ok((tree, (found.uid(), found.gid())))
 }
 
 fn open_path(path: &Path) -> Result<OwnedFd> {

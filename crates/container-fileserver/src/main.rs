@@ -13,14 +13,25 @@
 //! read-only one is read-only by its mount, which covers what landlock doesn't (modes, owners,
 //! attributes, times), and nothing else exists in its root.
 //!
-//! Arguments: `SOCKET HIDDEN… -- (SOURCE DEVICE INODE d|f rw|ro)…`, where `SOCKET` is the number of
-//! a listening socket to which QEMU's end is connected already.
+//! Arguments: `SOCKET HIDDEN… -- (SOURCE DEVICE INODE d|f rw|ro[,notify] OWNERS)…`, where `SOCKET`
+//! is the number of a listening socket to which QEMU's end is connected already, and `OWNERS` is read
+//! by [`owners::Owners::parse`]. What the host changes in a share with `notify` goes to stdout
+//! ([`events`]).
 
+mod announce;
 mod args;
 mod confine;
+mod events;
 mod filesystem;
 mod hidden;
+mod ids;
 mod jail;
+mod notify;
+mod own;
+mod owners;
+mod routes;
+mod watch;
+mod xattr;
 
 use std::fs::File;
 use std::os::fd::FromRawFd;
@@ -28,8 +39,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use announce::Announcements;
 use args::Args;
 use filesystem::Shares;
+use ids::Identities;
+use notify::Notifying;
+use owners::Maps;
+use routes::Routes;
 use vhost::vhost_user::Error::{Disconnected, PartialMessage, SocketBroken};
 use vhost::vhost_user::Listener;
 use vhost_user_backend::{Error, VhostUserDaemon};
@@ -37,6 +53,7 @@ use virtiofsd::passthrough::{CachePolicy, Config, PassthroughFs};
 use virtiofsd::seccomp::{SeccompAction, enable_seccomp};
 use virtiofsd::vhost_user::VhostUserFsBackendBuilder;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use watch::Watcher;
 
 /// Descriptors that the server needs for itself.
 const RESERVED: u64 = 64;
@@ -61,35 +78,48 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> Result<()> {
     jail::keep_descriptor(args.socket)?;
-    jail::enter_namespaces()?;
+    let identities = jail::enter_namespaces()?;
     match jail::fork()? {
         Some(child) => jail::wait(child),
-        None => serve(&args),
+        None => serve(&args, identities),
     }
 }
 
-fn serve(args: &Args) -> Result<()> {
+fn serve(args: &Args, identities: Identities) -> Result<()> {
     jail::die_with_parent()?;
     let proc_fds = File::open("/proc/self/fd").map_err(at("open /proc/self/fd"))?;
     let mounts = File::open("/proc/self/mountinfo").map_err(at("open /proc/self/mountinfo"))?;
     let limit = virtiofsd::limits::setup_rlimit_nofile(None).map_err(at("raise open files"))?;
-    jail::build_root(args)?;
+    let owners = jail::build_root(args)?;
     confine::confine(args)?;
-    let config = Config {
-        // What the host changes is seen at once.
-        entry_timeout: Duration::ZERO,
-        attr_timeout: Duration::ZERO,
-        cache_policy: CachePolicy::Auto,
-        proc_sfd_rawfd: Some(proc_fds),
-        proc_mountinfo_rawfd: Some(mounts),
-        guest_fd_limit: limit.saturating_sub(RESERVED),
-        uid_map: Some(Vec::new()),
-        gid_map: Some(Vec::new()),
-        ..Config::default()
-    };
+    // Before the server's own filter, which has no place for what the watcher does.
+    let told = watch(args)?;
     enable_seccomp(SeccompAction::Kill, false).map_err(at("seccomp"))?;
-    let shares = Shares(PassthroughFs::new(config).map_err(at("the file system"))?);
-    let backend = VhostUserFsBackendBuilder::default().build(shares).map_err(at("the device"))?;
+    let mut routes = Routes::new(identities);
+    let wanted = args.shares.iter().map(|share| &share.owners).zip(owners);
+    let systems = routes.plan(wanted)?;
+    let files = limit.saturating_sub(RESERVED) / systems.len() as u64;
+    for Maps(users, groups) in systems {
+        let config = Config {
+            // What the host changes is seen at once.
+            entry_timeout: Duration::ZERO,
+            attr_timeout: Duration::ZERO,
+            cache_policy: CachePolicy::Auto,
+            proc_sfd_rawfd: Some(proc_fds.try_clone().map_err(at("/proc/self/fd"))?),
+            proc_mountinfo_rawfd: Some(mounts.try_clone().map_err(at("/proc/self/mountinfo"))?),
+            guest_fd_limit: files,
+            uid_map: Some(users),
+            gid_map: Some(groups),
+            xattr: true,
+            xattrmap: Some(xattr::map()?),
+            // Without it the guest would ask for an attribute before each write.
+            killpriv_v2: true,
+            ..Config::default()
+        };
+        routes.add(Shares(PassthroughFs::new(config).map_err(at("the file system"))?));
+    }
+    let files = Notifying(routes, told);
+    let backend = VhostUserFsBackendBuilder::default().build(files).map_err(at("the device"))?;
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let daemon = VhostUserDaemon::new("fileserver".into(), Arc::new(backend), memory);
     let mut daemon = daemon.map_err(|error| format!("the server: {error:?}"))?;
@@ -102,4 +132,14 @@ fn serve(args: &Args) -> Result<()> {
         Err(Error::HandleRequest(Disconnected | PartialMessage | SocketBroken(_))) => Ok(()),
         Err(error) => Err(format!("serve: {error:?}")),
     }
+}
+
+/// Watches what is to be watched, if anything is.
+fn watch(args: &Args) -> Result<Option<Arc<Announcements>>> {
+    if !args.shares.iter().any(|share| share.notify) {
+        return Ok(None);
+    }
+    let all = Arc::new(Announcements::new()?);
+    Watcher::new(&args.shares, all.clone())?.start()?;
+    Ok(Some(all))
 }

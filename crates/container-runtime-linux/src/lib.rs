@@ -35,6 +35,7 @@ pub mod container;
 pub mod directory;
 pub mod disks;
 pub mod exit;
+pub mod file_events;
 pub mod guest;
 pub mod helper;
 pub mod hypervisor;

@@ -265,7 +265,7 @@ async fn plug_nics<V: Vm>(container: &Container, vm: &V, nics: Vec<ExtraNic>) {
 
 /// Gives a VM that runs its volumes and shares. Not while its guest mounts the root: emulated
 /// processors that find a device and mount at the same moment do not always meet again.
-async fn plug_mounts<V: Vm>(container: &Container, vm: &V) {
+async fn plug_mounts<V: Vm>(container: &Arc<Container>, vm: &V) {
     if !container.has_plugs() {
         return;
     }
@@ -296,12 +296,12 @@ async fn plug_volumes<V: Vm>(container: &Container, vm: &V) {
 }
 
 /// Serves the container's shares to its VM. A failure ends the container.
-async fn share<V: Vm>(container: &Container, vm: &V) {
+async fn share<V: Vm>(container: &Arc<Container>, vm: &V) {
     if container.spec.shares.is_empty() {
         return;
     }
     let began_ns = now_ns();
-    match shares::serve(vm, &container.spec, &container.directory).await {
+    match shares::serve(vm, container).await {
         Ok(()) => container.timeline.span("shares plugged", began_ns),
         Err(error) => {
             let reason = format!("the bind mounts can't be served: {error:#}");

@@ -1,10 +1,12 @@
 //! A container's limits within the shape of its VM: a cgroup in the guest keeps the container to
 //! them, and the balloon keeps the VM's memory from the host's view to little more.
 
+use std::time::{Duration, Instant};
+
 use container_api::types::Resources;
 use container_api::{ApiError, ErrorCode};
 use vminitd_protocol::REQUEST_TIMEOUT;
-use vminitd_protocol::message::{Call, Limits, LoadDrivers, Update};
+use vminitd_protocol::message::{Call, Limits, LoadDrivers, Ping, Reply, StatsRequest, Update};
 
 use crate::container::Container;
 use crate::exit;
@@ -17,12 +19,12 @@ const GUEST_MEMORY: u64 = 64 << 20;
 const PAGE_LIST_PART: u64 = 64;
 
 /// What the guest enforces: nothing where the VM's shape does.
-pub fn for_guest(limits: Resources, shape: Resources) -> Limits {
+pub fn for_guest(limits: Resources, shape: Resources, pids: Option<u64>) -> Limits {
     let memory = limits.memory_in_bytes;
     Limits {
         memory_bytes: if memory < shape.memory_in_bytes { memory } else { 0 },
         cpu_milli: if limits.cpus < shape.cpus { u64::from(limits.cpus) * 1000 } else { 0 },
-        ..Limits::default()
+        pids: pids.unwrap_or(0),
     }
 }
 
@@ -101,7 +103,7 @@ pub async fn update(container: &Container, wanted: Resources) -> Result<(), ApiE
     if new > old {
         container.port.balloon(new).await?;
     }
-    let limits = for_guest(wanted, shape);
+    let limits = for_guest(wanted, shape, container.config.pids_limit);
     if let Err(error) = container.ask(Call::Update(Update { limits })).await {
         if new > old {
             let _ = container.port.balloon(old).await;
@@ -119,6 +121,63 @@ pub async fn update(container: &Container, wanted: Resources) -> Result<(), ApiE
     })
 }
 
+/// How the balloon is to move before it is let go again, and how long that may take.
+const RECLAIM_LIMIT: Duration = Duration::from_secs(5);
+const RECLAIM_STEP: Duration = Duration::from_millis(100);
+/// A balloon that moves by less than this in a step has what it can get, in bytes.
+const MOVED: u64 = 2 << 20;
+
+/// Has the guest give back what it can do without: the balloon takes all but what the container
+/// holds and some room to grow, which drops page cache, and gives it back at once. The pages that
+/// are free then are reported to the host.
+///
+/// # Errors
+/// When the VM or its guest refuses.
+pub async fn reclaim(container: &Container) -> Result<(), ApiError> {
+    let _turn = container.updating.lock().await;
+    let shape = container.spec.resources;
+    let allowed = guest_memory(container.resources(), shape);
+    let Reply::Stats(stats) = container.ask(Call::Stats(StatsRequest {})).await? else {
+        return Err(ApiError::new(ErrorCode::Disconnected, "the guest's answer makes no sense"));
+    };
+    let held = stats.memory_bytes.saturating_sub(stats.inactive_file_bytes);
+    let target = kept(held, shape);
+    if target >= allowed {
+        return Ok(());
+    }
+    load_drivers(container).await?;
+    container.port.balloon(target).await?;
+    let end = Instant::now() + RECLAIM_LIMIT;
+    let mut last = u64::MAX;
+    let waited = async {
+        while Instant::now() < end {
+            let now = memory(container).await?;
+            if now <= target || last.saturating_sub(now) < MOVED {
+                break;
+            }
+            last = now;
+            tokio::time::sleep(RECLAIM_STEP).await;
+        }
+        Ok(())
+    };
+    let waited: Result<(), ApiError> = waited.await;
+    container.port.balloon(allowed).await?;
+    waited
+}
+
+/// What a guest keeps whose container holds `held` bytes.
+fn kept(held: u64, shape: Resources) -> u64 {
+    held + held / 4 + GUEST_MEMORY + shape.memory_in_bytes / PAGE_LIST_PART
+}
+
+/// The guest's memory in bytes as its kernel counts it.
+async fn memory(container: &Container) -> Result<u64, ApiError> {
+    match container.ask(Call::Ping(Ping {})).await? {
+        Reply::Pong(pong) => Ok(pong.memory_bytes),
+        _ => Err(ApiError::new(ErrorCode::Disconnected, "the guest's answer makes no sense")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,8 +189,8 @@ mod tests {
     #[test]
     fn the_shape_needs_no_limit() {
         let shape = resources(2, 1024);
-        assert_eq!(for_guest(shape, shape), Limits::default());
-        let less = for_guest(resources(1, 512), shape);
+        assert_eq!(for_guest(shape, shape, None), Limits::default());
+        let less = for_guest(resources(1, 512), shape, Some(7));
         assert_eq!((less.memory_bytes, less.cpu_milli), (512 << 20, 1000));
         assert_eq!(guest_memory(shape, shape), 1024 << 20);
         assert_eq!(guest_memory(resources(2, 512), shape), (512 + 64 + 16) << 20);

@@ -121,6 +121,10 @@ impl Door {
                 limits::update(container, resources).await?;
                 Reply::done()
             }
+            Request::Reclaim => {
+                limits::reclaim(container).await?;
+                Reply::done()
+            }
             // The state machine admits it nowhere.
             Request::Adopt { .. } => {
                 Err(ApiError::new(ErrorCode::InvalidState, "this is no spare"))
@@ -248,7 +252,8 @@ async fn start_process(
     let log = Some(container.log.clone());
     let process = Process::open(INIT_PROCESS, bulk, terminal, interactive, log)?;
     process.attach(stdio, fds)?;
-    let limits = limits::for_guest(container.resources(), container.spec.resources);
+    let pids = container.config.pids_limit;
+    let limits = limits::for_guest(container.resources(), container.spec.resources, pids);
     let network = container.spec.network.as_ref();
     let stdio = process.stdio();
     let published = sockets::bind(&container.config)?;

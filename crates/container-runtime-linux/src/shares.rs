@@ -10,15 +10,19 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use container_api::mounts::IdRange;
 use container_api::paths;
 use container_api::runtime::{SHARE_TAG, Share, VmSpec};
 use nix::libc;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
 
+use crate::container::Container;
+use crate::file_events;
 use crate::hypervisor::Vm;
 
 /// How long a server that failed may take to say why.
@@ -32,15 +36,19 @@ const SOCKET: &str = "shares.sock";
 ///
 /// # Errors
 /// When the server does not come up, or the VM does not take its device.
-pub async fn serve<V: Vm>(vm: &V, spec: &VmSpec, directory: &Path) -> Result<()> {
-    let (mut server, connection) = start(spec, directory)?;
+pub async fn serve<V: Vm>(vm: &V, container: &Arc<Container>) -> Result<()> {
+    let (mut server, connection) = start(&container.spec, &container.directory)?;
     match vm.plug_share(SHARE_TAG, connection).await {
         Ok(()) => {
+            if let Some(events) = server.stdout.take() {
+                let container = container.clone();
+                tokio::spawn(async move { file_events::forward(&container, events).await });
+            }
             tokio::spawn(async move {
-                let words = last_words(&mut server).await;
+                log_words(&mut server).await;
                 match server.wait().await {
                     Ok(status) if status.success() => {}
-                    Ok(status) => tracing::warn!(%status, words, "the file server has ended"),
+                    Ok(status) => tracing::warn!(%status, "the file server has ended"),
                     Err(error) => tracing::warn!(%error, "the file server is lost"),
                 }
             });
@@ -64,7 +72,9 @@ fn start(spec: &VmSpec, directory: &Path) -> Result<(Child, OwnedFd)> {
     for share in &spec.shares {
         arguments(&mut command, share);
     }
-    command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let notify = spec.shares.iter().any(|share| share.notify);
+    let events = if notify { Stdio::piped() } else { Stdio::null() };
+    command.env_clear().stdin(Stdio::null()).stdout(events).stderr(Stdio::piped());
     command.kill_on_drop(true);
     // SAFETY: a system call that is safe between fork and exec.
     unsafe {
@@ -82,7 +92,32 @@ fn arguments(command: &mut Command, share: &Share) {
     command.arg(&share.source);
     command.args([identity.device, identity.inode].map(|number| number.to_string()));
     command.arg(if identity.directory { "d" } else { "f" });
-    command.arg(if share.read_only { "ro" } else { "rw" });
+    command.arg(match (share.read_only, share.notify) {
+        (false, false) => "rw",
+        (true, false) => "ro",
+        (false, true) => "rw,notify",
+        (true, true) => "ro,notify",
+    });
+    command.arg(owners(share));
+}
+
+/// Whom the files belong to, in one word.
+fn owners(share: &Share) -> String {
+    if !share.idmap.is_empty() {
+        let range = |range: &IdRange| {
+            let kind = match (range.users, range.groups) {
+                (true, false) => "u",
+                (false, true) => "g",
+                _ => "",
+            };
+            format!("{kind}{}:{}:{}", range.guest, range.host, range.count)
+        };
+        return format!("idmap={}", share.idmap.iter().map(range).collect::<Vec<_>>().join(";"));
+    }
+    let ids = [("uid", share.uid), ("gid", share.gid)];
+    let ids = ids.into_iter().filter_map(|(name, id)| Some(format!("{name}={}", id?)));
+    let ids: Vec<_> = ids.collect();
+    if ids.is_empty() { "-".into() } else { ids.join(",") }
 }
 
 /// A socket, and a connection to it that waits to be accepted.
@@ -97,6 +132,18 @@ fn connect(directory: &Path) -> std::io::Result<(UnixListener, OwnedFd)> {
     Ok((listener, connection?.into()))
 }
 
+/// Logs what the server says, line by line, up to a bound; the rest is read all the same.
+async fn log_words(server: &mut Child) {
+    let Some(stderr) = server.stderr.as_mut() else { return };
+    let mut lines = BufReader::new(stderr.take(MAX_WORDS)).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        tracing::warn!("{}", container_api::escape::escape(&line));
+    }
+    if let Some(stderr) = server.stderr.as_mut() {
+        let _ = tokio::io::copy(stderr, &mut tokio::io::sink()).await;
+    }
+}
+
 async fn last_words(server: &mut Child) -> String {
     let mut words = Vec::new();
     if let Some(stderr) = server.stderr.as_mut() {
@@ -108,6 +155,29 @@ async fn last_words(server: &mut Child) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn owners_are_one_word() {
+        use container_api::mounts::FileIdentity;
+        let identity = FileIdentity { device: 1, inode: 2, directory: true };
+        let mut share = Share {
+            source: "/a".into(),
+            identity,
+            read_only: false,
+            notify: false,
+            uid: None,
+            gid: None,
+            idmap: Vec::new(),
+        };
+        assert_eq!(owners(&share), "-");
+        share.gid = Some(7);
+        assert_eq!(owners(&share), "gid=7");
+        share.uid = Some(5);
+        assert_eq!(owners(&share), "uid=5,gid=7");
+        let range = |users, groups| IdRange { users, groups, guest: 1, host: 2, count: 3 };
+        share.idmap = vec![range(true, true), range(false, true), range(true, false)];
+        assert_eq!(owners(&share), "idmap=1:2:3;g1:2:3;u1:2:3");
+    }
 
     #[test]
     fn a_connection_waits_for_whoever_accepts() {

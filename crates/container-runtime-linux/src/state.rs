@@ -133,7 +133,7 @@ impl Machine {
             (Request::Archive { .. }, state @ (Booting { asked: false } | Ready | Running)) => {
                 (Admission::Proceed, state)
             }
-            (Request::Exec { .. } | Request::Update { .. }, Running) => {
+            (Request::Exec { .. } | Request::Update { .. } | Request::Reclaim, Running) => {
                 (Admission::Proceed, Running)
             }
             (
@@ -183,6 +183,7 @@ pub fn name(request: &Request) -> &'static str {
         Request::Start { .. } => "start",
         Request::Adopt { .. } => "adopt",
         Request::Update { .. } => "update",
+        Request::Reclaim => "reclaim",
         Request::Attach { .. } => "attach",
         Request::Exec { .. } => "exec",
         Request::Archive { .. } => "archive",
@@ -226,6 +227,7 @@ mod tests {
             ask(Request::Abort),
             ask(Request::Adopt { directory: "/x".into(), taps: 0 }),
             ask(Request::Update { resources: Resources { cpus: 1, memory_in_bytes: 1 << 30 } }),
+            ask(Request::Reclaim),
             Op::Happen(Event::Booted),
             Op::Happen(Event::Started),
             Op::Happen(Event::Concluded),
@@ -256,7 +258,7 @@ mod tests {
                             Request::Adopt { .. } => {
                                 prop_assert!(outcome.is_err(), "a container is no spare");
                             }
-                            Request::Exec { .. } | Request::Update { .. } => {
+                            Request::Exec { .. } | Request::Update { .. } | Request::Reclaim => {
                                 prop_assert_eq!(outcome.is_ok(), before == State::Running);
                             }
                             Request::Archive { .. } => {

@@ -66,6 +66,16 @@ pub const MAX_SOCKETS: usize = 8;
 pub const MAX_SOCKET_CONNECTIONS: usize = 128;
 /// Longest path of a socket in the container in bytes: the longest that can be connected to.
 pub const MAX_SOCKET_PATH: usize = 107;
+/// Most changes of files in one request.
+pub const MAX_FILE_EVENTS: usize = 64;
+/// Longest path of a changed file in bytes.
+pub const MAX_FILE_PATH: usize = 4095;
+/// Most bytes of the paths of one request's changes.
+pub const MAX_FILE_EVENT_BYTES: usize = 32 << 10;
+/// The user that raises events, for whom a file server changes nothing.
+pub const FILE_EVENT_USER: u32 = 0xfffe_fd01;
+/// The name in the root of a file system for where a file comes from that was not in it.
+pub const FILE_EVENT_ELSEWHERE: &str = ".elsewhere";
 /// Most bytes of kernel log in one answer.
 pub const MAX_BOOT_LOG: usize = 1 << 20;
 
@@ -97,5 +107,6 @@ const _: () = {
     assert!(STREAM_WINDOW >= 4 * MAX_BULK_CHUNK);
     assert!(MAX_CONTROL_FRAME >= 2 * (2 << 20));
     assert!(MAX_BOOT_LOG < MAX_CONTROL_FRAME);
+    assert!(2 * MAX_FILE_PATH < MAX_FILE_EVENT_BYTES);
     assert!(MAX_SOCKET_CONNECTIONS + 3 * MAX_PROCESSES < MAX_STREAMS);
 };

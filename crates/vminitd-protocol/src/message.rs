@@ -19,6 +19,7 @@
 mod archive;
 mod container;
 mod event;
+mod file_event;
 mod mount;
 mod network;
 mod process;
@@ -28,6 +29,7 @@ mod socket;
 pub use archive::*;
 pub use container::*;
 pub use event::*;
+pub use file_event::*;
 pub use mount::*;
 pub use network::*;
 pub use process::*;
@@ -43,7 +45,7 @@ pub struct Request {
     /// What to do.
     #[prost(
         oneof = "Call",
-        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20"
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21"
     )]
     pub call: Option<Call>,
 }
@@ -114,6 +116,10 @@ pub enum Call {
     /// as a process's is.
     #[prost(message, tag = "20")]
     Archive(Box<Archive>),
+    /// Running. [`Reply::Done`] once it is on its way to the process that raises the events;
+    /// [`ErrorCode::Exhausted`] while that is behind.
+    #[prost(message, tag = "21")]
+    RaiseFileEvents(RaiseFileEvents),
 }
 
 /// See [`Call::Ping`].

@@ -10,6 +10,7 @@ const SOURCES: &[&str] = &[
     include_str!("../src/message/archive.rs"),
     include_str!("../src/message/container.rs"),
     include_str!("../src/message/event.rs"),
+    include_str!("../src/message/file_event.rs"),
     include_str!("../src/message/mount.rs"),
     include_str!("../src/message/network.rs"),
     include_str!("../src/message/process.rs"),
@@ -175,6 +176,19 @@ fn requests() -> Vec<Call> {
             container: ContainerSpec { virtualization: true, ..ContainerSpec::default() },
             process: ProcessSpec::default(),
         })),
+        Call::RaiseFileEvents(RaiseFileEvents {
+            tag: "container".into(),
+            events: vec![FileEvent {
+                token: 1,
+                kind: FileEventKind::Moved as i32,
+                modified: true,
+                closed: true,
+                attributes: true,
+                file_type: 2,
+                path: b"0/a".to_vec(),
+                to: b"0/b".to_vec(),
+            }],
+        }),
     ]
 }
 

@@ -13,6 +13,7 @@
 //! translation when the VM is emulated: hence no runtime, no threads, and
 //! system calls made directly.
 
+mod announcer;
 mod archive;
 mod block;
 mod boot;

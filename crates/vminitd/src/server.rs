@@ -12,6 +12,7 @@ mod pump;
 mod requests;
 mod sockets;
 
+use crate::announcer::Announcer;
 use crate::block::Disks;
 use crate::boot::{self, Booted};
 use crate::cgroup;
@@ -64,6 +65,8 @@ pub struct Server {
     rehearsal: Ahead,
     processes: Processes,
     sockets: Sockets,
+    /// Once the host has something to announce.
+    announcer: Option<Announcer>,
 }
 
 /// A rehearsal is made once in the life of a guest, for its clones.
@@ -152,6 +155,7 @@ impl Server {
             rehearsal: Ahead::NotYet,
             processes: Processes::default(),
             sockets: Sockets::default(),
+            announcer: None,
         };
         let both = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT;
         watch(&server.epoll, &server.agent, both, token::AGENT)?;

@@ -4,10 +4,13 @@
 use crate::failure::Failure;
 use crate::launch::filter;
 use vminitd_protocol::message::{
-    Archive, ArchiveWork, ConfigureNetwork, ContainerSpec, Interface, Limits, MountSource,
-    ProcessSpec,
+    Archive, ArchiveWork, ConfigureNetwork, ContainerSpec, FileEvent, Interface, Limits,
+    MountSource, ProcessSpec, RaiseFileEvents,
 };
-use vminitd_protocol::{MAX_ADDRESSES, MAX_INTERFACES, MAX_SOCKET_PATH, MAX_SOCKETS};
+use vminitd_protocol::{
+    MAX_ADDRESSES, MAX_FILE_EVENT_BYTES, MAX_FILE_EVENTS, MAX_FILE_PATH, MAX_INTERFACES,
+    MAX_SOCKET_PATH, MAX_SOCKETS,
+};
 
 const MAX_NAME: usize = 128;
 const MAX_HOSTNAME: usize = 64;
@@ -67,6 +70,21 @@ pub fn archive(request: &Archive) -> Result<(), Failure> {
         _ => &[],
     };
     check(path.len() <= MAX_PATH && !path.contains(&0), "a path is too long, or has a NUL byte")
+}
+
+/// Checks changes of files.
+pub fn file_events(request: &RaiseFileEvents) -> Result<(), Failure> {
+    let events = &request.events;
+    check((1..=MAX_NAME).contains(&request.tag.len()), "a tag is empty or too long")?;
+    check(events.len() <= MAX_FILE_EVENTS, "too many changes of files")?;
+    let bytes: usize = events.iter().map(|event| event.path.len() + event.to.len()).sum();
+    check(bytes <= MAX_FILE_EVENT_BYTES, "the paths of changed files are too long")?;
+    let relative = |path: &[u8]| {
+        path.len() <= MAX_FILE_PATH && path.first() != Some(&b'/') && !path.contains(&0)
+    };
+    let paths =
+        |event: &FileEvent| !event.path.is_empty() && relative(&event.path) && relative(&event.to);
+    check(events.iter().all(paths), "the path of a changed file is not valid")
 }
 
 /// Checks a container.
@@ -183,6 +201,19 @@ mod tests {
         let mut spec = good();
         change(&mut spec);
         assert!(process(&spec).is_err(), "{spec:?}");
+    }
+
+    #[test]
+    fn changes_of_files() {
+        let event = |path: &[u8]| FileEvent { path: path.to_vec(), ..FileEvent::default() };
+        let check = |events| file_events(&RaiseFileEvents { tag: "t".into(), events });
+        assert_eq!(check(vec![event(b"0/a"); MAX_FILE_EVENTS]), Ok(()));
+        check(vec![event(b"0/a"); MAX_FILE_EVENTS + 1]).unwrap_err();
+        for path in [&b""[..], b"/0/a", b"0/\0", &[b'a'; MAX_FILE_PATH + 1]] {
+            check(vec![event(path)]).unwrap_err();
+        }
+        check(vec![event(&[b'a'; MAX_FILE_PATH]); 9]).unwrap_err();
+        file_events(&RaiseFileEvents::default()).unwrap_err();
     }
 
     #[test]

@@ -68,10 +68,46 @@ impl Installation {
     /// The same with the busybox image loaded, without what a login would have set.
     pub fn of_plain_user_with_busybox() -> Self {
         let it = Self::of_plain_user();
-        let archive = it.scratch().join("image.tar");
-        busybox::image().and_then(|i| i.write_archive(&archive)).expect("the busybox image");
-        it.bare(["image", "load", "--input"]).arg(&archive).run().ok();
+        it.load_as_its_user();
         it
+    }
+
+    /// One of a plain user who has the ids from `first` on, `count` of them, in `/etc/subuid` and
+    /// `/etc/subgid`, and set-user-id programs that work: in a mount namespace that has these
+    /// files. With the busybox image loaded.
+    ///
+    /// # Panics
+    /// Unless root makes it.
+    pub fn of_plain_user_with_ids(first: u32, count: u32) -> Self {
+        assert!(processes::is_root(), "this makes a user, hence root runs it");
+        let mut it = Self::of_user(PLAIN_USER);
+        let write = |name: &str, text: String| {
+            std::fs::write(it.scratch().join(name), text).expect("write a file of /etc");
+        };
+        for file in ["subuid", "subgid"] {
+            write(file, format!("plain:{first}:{count}\n"));
+        }
+        let known = std::fs::read_to_string("/etc/passwd").expect("/etc/passwd");
+        write("passwd", format!("{known}plain:x:{PLAIN_USER}:{PLAIN_USER}::/:/bin/sh\n"));
+        let script = "for file in subuid subgid passwd; do mount --bind \"$0/$file\" /etc/$file \
+                      || exit; done; exec \"$@\"";
+        let namespace = ["unshare", "--mount", "sh", "-c", script].map(str::to_owned);
+        let scratch = it.scratch().display().to_string();
+        // Those that newuidmap has to have.
+        let kept = it
+            .prefix
+            .drain(..)
+            .filter(|word| !matches!(word.as_str(), "--no-new-privs" | "--bounding-set=-all"));
+        let kept: Vec<_> = kept.collect();
+        it.prefix = namespace.into_iter().chain([scratch]).chain(kept).collect();
+        it.load_as_its_user();
+        it
+    }
+
+    fn load_as_its_user(&self) {
+        let archive = self.scratch().join("image.tar");
+        busybox::image().and_then(|i| i.write_archive(&archive)).expect("the busybox image");
+        self.bare(["image", "load", "--input"]).arg(&archive).run().ok();
     }
 
     /// An empty one of the user `uid`, for a test that runs as root: every command runs as

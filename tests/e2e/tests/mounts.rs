@@ -120,7 +120,7 @@ fn what_can_not_be_mounted_is_refused() {
     let twice = format!("{scratch}:/a");
     it.run(["run", "--rm", "-v", &twice, "-v", &twice, "busybox", "true"])
         .fails(125, "two mounts have the destination");
-    let notify = format!("type=bind,source={scratch},target=/a,notify");
+    let notify = format!("type=bind,source={scratch},target=/a,notify=maybe");
     it.run(["run", "--rm", "--mount", &notify, "busybox", "true"]).fails(125, "notify");
     fs::write(here.path().join("file"), "").unwrap();
     refused(&format!("{scratch}/file:/bin"), "can't be mounted on the directory");

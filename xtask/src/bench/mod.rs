@@ -7,6 +7,7 @@ mod figure;
 mod idle;
 mod kernel;
 mod memory;
+mod mounts;
 mod network;
 mod plot;
 mod podman;
@@ -62,6 +63,9 @@ const ALL: &[Entry] = &[
     ("network-trip", network::trip),
     ("network-lookup", network::lookup),
     ("network-load", network::load),
+    ("mount-start", mounts::start),
+    ("mount-io", mounts::share),
+    ("disk-io", mounts::disk),
     ("translation-cache", translation::translation_cache),
 ];
 

@@ -198,6 +198,7 @@ impl Service for Helper {
         let now = self.now.borrow().clone();
         match request {
             R::Adopt { .. } => Err(ApiError::new(ErrorCode::InvalidState, "not a spare")),
+            R::Reclaim => Reply::done(),
             R::Update { resources } => {
                 if resources.memory_in_bytes > self.shape.memory_in_bytes {
                     return Err(ApiError::invalid("more than the VM has"));

@@ -1,7 +1,10 @@
 //! Paths in the container, and memory file systems.
 
+use std::collections::BTreeSet;
+
+use container_api::apiserver::CreateOptions;
 use container_api::config::parse_size;
-use container_api::escape::escape;
+use container_api::escape::{escape, escape_bytes};
 use container_api::types::Tmpfs;
 use container_api::{ApiError, Result};
 
@@ -29,7 +32,7 @@ pub const DEFAULT_READONLY: [&str; 5] =
 
 /// Checks an absolute path in the container without `.` or `..`; `what` names it in the error.
 pub fn check_path(what: &str, path: &[u8]) -> Result<()> {
-    let shown = || container_api::escape::escape_bytes(&path[..path.len().min(200)]);
+    let shown = || escape_bytes(&path[..path.len().min(200)]);
     if path.first() != Some(&b'/') {
         return Err(ApiError::invalid(format!("{what} '{}' is not an absolute path", shown())));
     }
@@ -53,16 +56,31 @@ pub fn check_paths(what: &str, paths: &[String]) -> Result<()> {
     paths.iter().try_for_each(|path| check_path(what, path.as_bytes()))
 }
 
+/// Refuses two mounts at one place, of whatever kinds, as which of them is seen would be left to
+/// their order; and those in the kernel's own file systems.
+pub fn check_places(asked: &CreateOptions) -> Result<()> {
+    let mounts = asked.mounts.iter().map(|mount| mount.destination.as_bytes());
+    let tmpfs = asked.tmpfs.iter().map(|tmpfs| tmpfs.destination.as_bytes());
+    let mut places = BTreeSet::new();
+    for place in mounts.chain(tmpfs).map(plain) {
+        let shown = escape_bytes(&place);
+        if matches!(place.split(|byte| *byte == b'/').nth(1), Some(b"proc" | b"sys")) {
+            let message = format!("nothing can be mounted at {shown}: not in /proc and /sys");
+            return Err(ApiError::invalid(message));
+        }
+        if !places.insert(place) {
+            return Err(ApiError::invalid(format!("two mounts have the destination {shown}")));
+        }
+    }
+    Ok(())
+}
+
 /// Checks `--tmpfs`.
 pub fn check_tmpfs(mounts: &[Tmpfs]) -> Result<()> {
-    for (i, mount) in mounts.iter().enumerate() {
+    for mount in mounts {
         check_path("tmpfs", mount.destination.as_bytes())?;
         if mount.destination.bytes().all(|b| b == b'/') {
             return Err(ApiError::invalid("a tmpfs can't be the container's root"));
-        }
-        if mounts[..i].iter().any(|other| other.destination == mount.destination) {
-            let shown = escape(&mount.destination);
-            return Err(ApiError::invalid(format!("two tmpfs at '{shown}'")));
         }
         mount.options.iter().try_for_each(|option| check_option(option))?;
     }
@@ -132,6 +150,28 @@ mod tests {
         ] {
             check_tmpfs(&[tmpfs(path, &[option])]).unwrap_err();
         }
-        check_tmpfs(&[tmpfs("/t", &[]), tmpfs("/t", &[])]).unwrap_err();
+    }
+
+    #[test]
+    fn two_mounts_at_one_place() {
+        use container_api::mounts::{MountKind, MountOptions};
+        let mount = |kind, destination: &str| MountOptions {
+            kind,
+            destination: destination.into(),
+            ..MountOptions::default()
+        };
+        let asked = |mounts: &[MountOptions], memory: &[&str]| CreateOptions {
+            mounts: mounts.to_vec(),
+            tmpfs: memory.iter().map(|at| tmpfs(at, &[])).collect(),
+            ..CreateOptions::default()
+        };
+        let (bind, volume) = (mount(MountKind::Bind, "/a"), mount(MountKind::Volume, "//a/./"));
+        check_places(&asked(&[bind.clone()], &["/a/b", "/b"])).unwrap();
+        check_places(&asked(&[bind.clone(), volume.clone()], &[])).unwrap_err();
+        check_places(&asked(&[bind], &["/a/"])).unwrap_err();
+        check_places(&asked(&[volume], &["/a"])).unwrap_err();
+        check_places(&asked(&[], &["/a", "/a//"])).unwrap_err();
+        check_places(&asked(&[], &["/proc/x"])).unwrap_err();
+        check_places(&asked(&[], &["/system", "/dev/shm"])).unwrap();
     }
 }

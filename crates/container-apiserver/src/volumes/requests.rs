@@ -18,8 +18,9 @@ use crate::engine::Engine;
 
 impl Engine {
     /// Makes a volume.
-    pub async fn create_volume(&self, asked: &VolumeOptions) -> Result<Volume> {
+    pub async fn create_volume(self: &Arc<Self>, asked: &VolumeOptions) -> Result<Volume> {
         let (record, format) = options::record(asked)?;
+        self.disk_left().await?;
         let _turn = self.volumes.turn.lock().await;
         self.make_volume(record.clone(), format).await?;
         Ok(self.volumes.show(&record, &[]))

@@ -225,5 +225,6 @@ fn name(call: &Call) -> &'static str {
         Call::ConnectSocket(_) => "connect to a socket",
         Call::AcceptSocket(_) => "accept a connection",
         Call::Archive(_) => "copy files",
+        Call::RaiseFileEvents(_) => "raise file events",
     }
 }

@@ -124,6 +124,8 @@ pub fn config(script: &str) -> ContainerConfig {
         read_only: false,
         tmpfs: Vec::new(),
         mounts: Vec::new(),
+        pids_limit: None,
+        restart_memory: None,
         shm_size: 64 << 20,
         use_init: false,
         capabilities: vec!["CAP_KILL".into(), "CAP_SETUID".into(), "CAP_SETGID".into()],

@@ -90,6 +90,14 @@ pub struct Management {
     /// Memory of the virtual machine (in MiB steps; suffix K, M, G, T or P)
     #[arg(short, long, value_name = "MEMORY", help_heading = "Resource options")]
     pub memory: Option<String>,
+    /// Most processes and threads (-1: as many as the configuration allows)
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        allow_negative_numbers = true,
+        help_heading = "Resource options"
+    )]
+    pub pids_limit: Option<i64>,
     /// Size of /dev/shm
     #[arg(long, value_name = "SIZE", help_heading = "Resource options")]
     pub shm_size: Option<String>,
@@ -135,6 +143,9 @@ pub struct Management {
     /// Start it again when it ends (no, on-failure[:N], always, unless-stopped)
     #[arg(long, value_name = "POLICY", default_value = "no")]
     pub restart: String,
+    /// Restart it when it holds so much of its memory limit for so long (90:60s)
+    #[arg(long, value_name = "PERCENT:DURATION")]
+    pub restart_memory: Option<String>,
     /// Signal that `stop` sends [default: the image's, or SIGTERM]
     #[arg(long, value_name = "SIGNAL")]
     pub stop_signal: Option<String>,
@@ -219,6 +230,7 @@ impl Create {
             entrypoint: m.entrypoint.as_deref().map(Into::into),
             cpus: m.cpus.as_deref().map(values::cpus).transpose()?,
             memory_in_bytes: m.memory.as_deref().map(values::memory).transpose()?,
+            pids_limit: m.pids_limit.map(values::pids).transpose()?.flatten(),
             labels: values::labels(&m.label)?,
             read_only: m.read_only,
             tmpfs,
@@ -238,6 +250,12 @@ impl Create {
                 .restart
                 .parse()
                 .map_err(|e: String| ApiError::invalid(e).context("--restart"))?,
+            restart_memory: m
+                .restart_memory
+                .as_ref()
+                .map(|text| text.parse())
+                .transpose()
+                .map_err(|e: String| ApiError::invalid(e).context("--restart-memory"))?,
             ..CreateOptions::default()
         };
         m.network.apply(&mut options)?;

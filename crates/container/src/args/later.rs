@@ -37,7 +37,6 @@ const FLAGS: &[(&str, Option<char>, bool)] = &[
     ("memory-swap", None, true),
     ("oom-score-adj", None, true),
     ("pid", None, true),
-    ("pids-limit", None, true),
     ("privileged", None, false),
     ("pull", None, true),
     ("rosetta", None, false),

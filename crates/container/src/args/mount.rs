@@ -22,7 +22,6 @@ pub fn all(volumes: &[OsString], mounts: &[OsString]) -> Result<(Vec<MountOption
             Asked::Tmpfs(tmpfs) => memory.push(tmpfs),
             Asked::Mount(mut mount) => {
                 if mount.kind == MountKind::Bind {
-                    mount_options::check_supported(&mount)?;
                     let path = std::path::absolute(mount.source.to_os_string())?;
                     mount.source = path.into_os_string().into();
                 }
@@ -64,7 +63,8 @@ mod tests {
             all(&words("data:/a"), &words("type=tmpfs,target=/t,tmpfs-size=1m")).unwrap();
         assert_eq!((mounts[0].kind, mounts.len()), (MountKind::Volume, 1));
         assert_eq!(memory[0].options, ["size=1m"]);
-        all(&[], &words("type=bind,source=/a,target=/b,notify")).unwrap_err();
+        let (mounts, _) = all(&[], &words("type=bind,source=/a,target=/b,notify")).unwrap();
+        assert_eq!(mounts[0].notify, Some(true));
         all(&words("./src:/a"), &[]).unwrap();
     }
 

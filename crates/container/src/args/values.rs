@@ -29,6 +29,17 @@ const RLIMITS: &[&str] = &[
     "stack",
 ];
 
+/// `--pids-limit`: a number of processes, or -1 (and Docker's 0) for none of its own.
+pub fn pids(number: i64) -> Result<Option<u64>> {
+    match number {
+        -1 | 0 => Ok(None),
+        number => match u64::try_from(number) {
+            Ok(number) => Ok(Some(number)),
+            Err(_) => Err(ApiError::invalid(format!("--pids-limit {number}: use -1 for none"))),
+        },
+    }
+}
+
 /// `--cpus`: a whole number of at least one.
 pub fn cpus(text: &str) -> Result<u32> {
     let wrong = || ApiError::invalid(format!("'{}' is not a number of CPUs", escape(text)));

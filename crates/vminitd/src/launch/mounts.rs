@@ -197,8 +197,9 @@ fn lay_etc(spec: &ContainerSpec, files: [EtcFile; 3]) -> Result<(), Failure> {
         if spec.hosts.is_empty() { default_hosts(&spec.hostname) } else { spec.hosts.clone() };
     let hostname = format!("{}\n", spec.hostname).into_bytes();
     for (mut file, content) in files.into_iter().zip([&hostname, &hosts, &spec.resolv_conf]) {
-        if content.is_empty() {
-            continue; // The image's own.
+        let mounted = spec.mounts.iter().any(|m| path_of(&m.path) == Path::new(file.target));
+        if content.is_empty() || mounted {
+            continue; // The image's own, or the user's.
         }
         file.lay(content)?;
         if spec.read_only_root {

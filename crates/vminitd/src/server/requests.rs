@@ -2,6 +2,7 @@
 
 use super::processes::{Channel, Phase, Process, Processes, Report, Role, Which, look};
 use super::{Server, State, watch};
+use crate::announcer::Announcer;
 use crate::failure::{Context, Failure};
 use crate::files::read_kernel;
 use crate::launch::{self, Launched, Launcher};
@@ -86,6 +87,7 @@ impl Server {
                 self.network.look();
                 loaded.and(done)
             }
+            Call::RaiseFileEvents(request) => self.raise_file_events(&request).and(done),
             Call::Update(request) => {
                 let State::Running(_, container) = &self.state else { return Err(self.illegal()) };
                 validate::limits(&request.limits)?;
@@ -180,6 +182,23 @@ impl Server {
             unsafe { libc::kill(pid, signal) };
         }
         Ok(())
+    }
+
+    /// A process of its own raises them; one that is gone has a successor.
+    fn raise_file_events(&mut self, request: &RaiseFileEvents) -> Result<(), Failure> {
+        self.running()?;
+        validate::file_events(request)?;
+        let announcer = match self.announcer.take() {
+            Some(announcer) => announcer,
+            None => Announcer::start(&request.tag)?,
+        };
+        match announcer.raise(request) {
+            Err(failure) if failure.code != ErrorCode::Exhausted => Err(failure),
+            raised => {
+                self.announcer = Some(announcer);
+                raised
+            }
+        }
     }
 
     fn find(&self, name: &str) -> Result<&Process, Failure> {
