@@ -108,7 +108,8 @@ fn mount_root(tag: &str) -> Result<OwnedFd, Failure> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some(tag), STAGE, Some("virtiofs"), flags, None::<&str>)
         .context(Mount, || "mount the file system of the shares")?;
-    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    // Its listing is nobody's: the server doesn't open it.
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let root = open(STAGE, flags, Mode::empty()).context(Mount, || "open the shares");
     umount2(STAGE, MntFlags::MNT_DETACH).context(Mount, || "hide the shares")?;
     root
