@@ -49,3 +49,23 @@ fn a_full_share_of_the_disk_makes_nothing_more() {
     it.run(["delete", "writer"]).ok();
     it.run(["create", "busybox"]).ok();
 }
+
+#[test]
+fn one_that_holds_too_much_memory_is_restarted() {
+    let it = Installation::with_busybox();
+    // A file in memory is held, and is gone with the first run.
+    let fill = "test -e /again || { touch /again; dd if=/dev/zero of=/dev/shm/big bs=1M count=48; }; \
+                exec sleep 10000";
+    let words = ["run", "-d", "--name", "full", "--memory", "128m", "--restart-memory", "35:2s"];
+    it.run([&words[..], &["busybox", "sh", "-c", fill]].concat()).ok();
+    let first = it.inspect("full")["startedDate"].clone();
+    e2e::wait_for("a restart", e2e::DEADLINE, || {
+        let full = it.inspect("full");
+        (full["status"] == "running" && full["startedDate"] != first).then_some(())
+    });
+    assert_eq!(it.run(["exec", "full", "ls", "/dev/shm"]).ok().text(), "");
+    let log = it.run(["system", "logs", "--last", "5m"]).ok().text();
+    assert!(log.contains("memory is nearly full"), "{log}");
+    it.run(["run", "--rm", "--restart-memory", "90:1m", "busybox"]).fails(125, "exclude");
+    it.run(["run", "--restart-memory", "90", "busybox"]).fails(125, "PERCENT:DURATION");
+}

@@ -420,22 +420,22 @@ fn the_default_network_is_there_and_nobody_elses() {
     let _server = world.internet.serve(&format!("{SERVER}:80"), "internet");
     let (one, two) = (installed(&world), installed(&world));
     // Both at once.
-    let words = ["run", "-d", "--name", "c", "-p", "0:80", "busybox", "sleep", "10000"];
+    let words = ["run", "-d", "--name", "web", "-p", "0:80", "busybox", "sleep", "10000"];
     let starts = [&one, &two].map(|it| it.container(words).spawn());
     for start in starts {
         start.wait(e2e::DEADLINE).ok();
     }
     assert_ne!(subnet(&one, "default"), subnet(&two, "default"));
     for it in [&one, &two] {
-        assert_eq!(get(it, "c", &format!("http://{SERVER}")), "internet");
-        assert_eq!(it.inspect("c")["networks"][0]["network"], "default");
+        assert_eq!(get(it, "web", &format!("http://{SERVER}")), "internet");
+        assert_eq!(it.inspect("web")["networks"][0]["network"], "default");
     }
     // What the host gets while no container runs.
     let taken = subnet(&two, "default");
     two.run(["network", "create", "--subnet", "10.5.0.0/24", "chosen"]).ok();
     two.run(["system", "stop"]).ok();
     world.host.sh(&format!("ip route add {taken} dev lan; ip route add 10.5.0.0/24 dev lan"));
-    two.run(["start", "c"]).ok();
+    two.run(["start", "web"]).ok();
     assert_ne!(subnet(&two, "default"), taken);
     let chosen = ["run", "--rm", "--network", "chosen", "busybox", "true"];
     two.run(chosen).fails(125, "10.5.0.0/24");
