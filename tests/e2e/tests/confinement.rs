@@ -34,7 +34,9 @@ fn the_defaults_are_those_of_a_careful_runtime() {
     assert_eq!(field(&status, "CapEff"), "0000000000000000");
 
     // Masked and read-only paths.
-    sh("wc -c </proc/kcore; wc -c </proc/keys; ls /sys/firmware | wc -l").ok().prints("0\n0\n0");
+    sh("wc -c </proc/kcore 2>/dev/null || echo 0; wc -c </proc/keys; ls /sys/firmware | wc -l")
+        .ok()
+        .prints("0\n0\n0");
     sh("echo 1 >/proc/sys/kernel/sysrq").code(1);
     sh("echo x >/proc/sysrq-trigger").code(1);
     sh("mount -t tmpfs x /tmp").code(1);

@@ -32,7 +32,8 @@ fn off_means_no_flags_no_device_and_no_modules() {
     let said = made.errors();
     let blocked = ["Operation not permitted", "No such device"].iter().any(|e| said.contains(e));
     assert!(blocked, "{said}");
-    sh("grep -wE 'kvm|kvm_amd|kvm_intel' /proc/modules").code(1);
+    // A kernel without modules lists none.
+    sh("cat /proc/modules 2>/dev/null | grep -wE 'kvm|kvm_amd|kvm_intel'").code(1);
 }
 
 #[test]
