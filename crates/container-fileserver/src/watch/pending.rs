@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use crate::events::{Event, Place, change};
 
 /// Events that may wait; beyond it they are left out and counted.
-pub const MOST: usize = 4096;
+pub const MOST: usize = 1024;
 
 /// A queue, and where in it a file's last event is.
 #[derive(Default)]
