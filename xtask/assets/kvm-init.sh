@@ -37,12 +37,12 @@ echo "$status"
 case $(echo "$status" | tr -d ' \n') in
 *'"accelerator":"kvm"'*) echo "PROOF accelerator=kvm" ;;
 esac
-step container run --progress none --rm busybox sh -c 'uname -a; exit 42'
+step container run --progress none --network none --rm busybox sh -c 'uname -a; exit 42'
 echo "PROOF run=$?"
 # The outer machine's CPU can run VMs, that of its guests can't.
-masked=$(timeout 200 container run --progress none --rm busybox grep -cw svm /proc/cpuinfo)
+masked=$(timeout 200 container run --progress none --network none --rm busybox grep -cw svm /proc/cpuinfo)
 [ "$masked" = 0 ] && grep -qw svm /proc/cpuinfo && echo "PROOF svm-masked"
-step container run -d --name seen busybox sleep 100
+step container run -d --network none --name seen busybox sleep 100
 # Other QEMUs come and go beside it: a template is made, a spare.
 for pid in $(pidof qemu-system-x86_64); do
     tr '\0' ' ' </proc/"$pid"/cmdline
