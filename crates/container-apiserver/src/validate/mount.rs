@@ -166,7 +166,7 @@ mod tests {
             ..CreateOptions::default()
         };
         let (bind, volume) = (mount(MountKind::Bind, "/a"), mount(MountKind::Volume, "//a/./"));
-        check_places(&asked(&[bind.clone()], &["/a/b", "/b"])).unwrap();
+        check_places(&asked(std::slice::from_ref(&bind), &["/a/b", "/b"])).unwrap();
         check_places(&asked(&[bind.clone(), volume.clone()], &[])).unwrap_err();
         check_places(&asked(&[bind], &["/a/"])).unwrap_err();
         check_places(&asked(&[volume], &["/a"])).unwrap_err();
