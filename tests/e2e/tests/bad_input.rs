@@ -34,7 +34,7 @@ fn wrong_words_are_refused_before_anything_happens() {
 fn later_parts_are_refused_by_name() {
     let it = Installation::new();
     for args in [
-        &["run", "--virtualization", "busybox"][..],
+        &["run", "--gpus", "all", "busybox"][..],
         &["build", "."],
         &["image", "push", "x"],
         &["machine", "list"],
