@@ -102,6 +102,7 @@ pub fn volume_serial(index: usize) -> String {
 #[serde(rename_all = "camelCase")]
 pub struct Share {
     /// Its path; what it leads to is not used unless it is `identity`.
+    #[serde(with = "path_bytes")]
     pub source: PathBuf,
     /// What was checked.
     pub identity: FileIdentity,
@@ -119,6 +120,25 @@ pub struct Share {
     /// Whom files belong to on either side, instead of `uid` and `gid`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub idmap: Vec<IdRange>,
+}
+
+/// Paths of any bytes, as [`ByteString`]s.
+mod path_bytes {
+    use std::ffi::OsString;
+    use std::os::unix::ffi::OsStringExt;
+    use std::path::{Path, PathBuf};
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::types::ByteString;
+
+    pub fn serialize<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+        ByteString::from(path.as_os_str()).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+        ByteString::deserialize(deserializer).map(|path| OsString::from_vec(path.0).into())
+    }
 }
 
 /// A block volume of a container.
