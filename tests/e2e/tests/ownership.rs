@@ -21,8 +21,9 @@ fn directory(it: &Installation, name: &str, owner: u32) -> PathBuf {
 
 fn file(path: &Path, mode: u32, owner: u32) {
     fs::write(path, format!("{}\n", path.file_name().unwrap().display())).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     chown(path, Some(owner), Some(owner)).unwrap();
+    // Behind the owner: a change of it takes set-user-id bits away.
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
 #[track_caller]
@@ -212,7 +213,7 @@ fn a_plain_user_without_a_range_is_told_how_to_get_one() {
 /// What a guest's root does to have something dangerous on the host. Each line says what came of
 /// it.
 const DANGERS: &str = r"
-import ctypes, os, stat
+import os, stat
 os.umask(0)
 os.chdir('/m')
 def attempt(what, do):
