@@ -37,6 +37,11 @@ impl Attachment {
         Ok(Attachment { stdio, size, fds, trace })
     }
 
+    /// Nobody's.
+    pub fn nothing() -> Attachment {
+        Attachment { stdio: Stdio::default(), size: None, fds: Vec::new(), trace: None }
+    }
+
     /// The descriptors to send on.
     pub fn borrowed(&self) -> Vec<BorrowedFd<'_>> {
         self.fds.iter().map(AsFd::as_fd).collect()

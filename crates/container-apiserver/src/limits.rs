@@ -19,7 +19,7 @@ use crate::engine::Engine;
 use crate::{merge, pressure};
 
 /// Containers that are being started, and what they will have.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Admissions(Arc<Mutex<BTreeMap<String, Resources>>>);
 
 impl Admissions {
@@ -31,13 +31,13 @@ impl Admissions {
 /// A start that counts; on drop it no longer does.
 #[derive(Debug)]
 pub struct Admission {
-    all: Arc<Mutex<BTreeMap<String, Resources>>>,
+    all: Admissions,
     id: String,
 }
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        self.all.lock().remove(&self.id);
     }
 }
 
@@ -139,7 +139,7 @@ impl Engine {
         let running: Vec<Resources> = all.into_values().collect();
         fits(limits, &running, config.resources)?;
         admitted.insert(id.to_owned(), config.resources);
-        Ok(Admission { all: self.admissions.0.clone(), id: id.to_owned() })
+        Ok(Admission { all: self.admissions.clone(), id: id.to_owned() })
     }
 
     /// Whether running containers may have other resources.

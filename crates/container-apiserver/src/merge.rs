@@ -42,6 +42,7 @@ pub fn check(options: &CreateOptions, defaults: &ContainerDefaults) -> Result<()
     validate::process::check_environment(&options.process.environment)?;
     validate::resources::check_rlimits(&options.process.rlimits)?;
     mount::check_tmpfs(&options.tmpfs)?;
+    mount::check_places(options)?;
     mount::check_paths("masked path", options.masked_paths.as_deref().unwrap_or_default())?;
     mount::check_paths("read-only path", options.readonly_paths.as_deref().unwrap_or_default())?;
     capability::resolve(&options.cap_add, &options.cap_drop)?;

@@ -12,16 +12,17 @@ const MAX_STANDING: f64 = 30.0;
 
 /// Why no VM should be started; `None`: there is room.
 pub fn out_of_memory() -> Option<String> {
-    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    let (meminfo, pressure) = (read("/proc/meminfo"), read("/proc/pressure/memory"));
-    judge(&meminfo, &pressure, LEFT_PART, ("full ", MAX_STANDING))
+    judge_now(LEFT_PART, ("full ", MAX_STANDING))
 }
 
 /// Why nothing should be kept in memory that only might be used; `None`: there is room.
 pub fn short_of_memory() -> Option<String> {
+    judge_now(AVAILABLE_PART, ("some ", MAX_STALLED))
+}
+
+fn judge_now(part: u64, stalled: (&str, f64)) -> Option<String> {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    let (meminfo, pressure) = (read("/proc/meminfo"), read("/proc/pressure/memory"));
-    judge(&meminfo, &pressure, AVAILABLE_PART, ("some ", MAX_STALLED))
+    judge(&read("/proc/meminfo"), &read("/proc/pressure/memory"), part, stalled)
 }
 
 fn judge(meminfo: &str, pressure: &str, part: u64, (row, most): (&str, f64)) -> Option<String> {

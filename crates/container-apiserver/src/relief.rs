@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use container_api::Result;
 use container_api::config::LimitsConfig;
 use container_api::runtime::{CALL_DEADLINE, Request, Usage};
-use container_api::types::{MemoryShare, Status, Stdio};
+use container_api::types::{MemoryShare, Status};
 use tokio::time::sleep;
 
 use crate::attachment::Attachment;
@@ -157,8 +157,7 @@ async fn restart_full(engine: Arc<Engine>, container: Arc<Container>) {
         if container.restarts().asked || container.live().removed {
             return Ok(());
         }
-        let nothing = Attachment::new(Stdio::default(), Vec::new(), None, false)?;
-        engine.start(&container, nothing, Caller::Nobody).await
+        engine.start(&container, Attachment::nothing(), Caller::Nobody).await
     };
     let outcome: Result<()> = again.await;
     if let Err(error) = outcome {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use container_api::types::{ExitRecord, RestartPolicy, Stdio};
+use container_api::types::{ExitRecord, RestartPolicy};
 use tokio::task::AbortHandle;
 
 use crate::attachment::Attachment;
@@ -119,10 +119,7 @@ impl Engine {
             return;
         }
         container.restarts().count += 1;
-        let started = match Attachment::new(Stdio::default(), Vec::new(), None, false) {
-            Ok(nothing) => self.start(&container, nothing, Caller::Nobody).await,
-            Err(error) => Err(error),
-        };
+        let started = self.start(&container, Attachment::nothing(), Caller::Nobody).await;
         let Err(error) = started else { return };
         tracing::warn!(container = container.id(), %error, "a restart failed");
         let live = container.live();

@@ -21,14 +21,6 @@ const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
 /// The root of the process, whose entries are the shares.
 pub struct Shares(pub PassthroughFs);
 
-/// An id that the host has no place for is refused, as the owner of a file is to a user.
-fn refused(error: io::Error) -> io::Error {
-    match error.raw_os_error() {
-        Some(libc::EINVAL) => io::Error::from_raw_os_error(libc::EPERM),
-        _ => error,
-    }
-}
-
 /// Functions that are those of the file system below.
 macro_rules! passed_on {
     {
@@ -243,8 +235,7 @@ impl FileSystem for Shares {
         extensions: Extensions,
     ) -> io::Result<(Entry, Option<Self::Handle>, OpenOptions)> {
         let mode = mode & !SET_ID;
-        let created = self.0.create(ctx, parent, name, mode, kill_priv, flags, umask, extensions);
-        created.map_err(refused)
+        self.0.create(ctx, parent, name, mode, kill_priv, flags, umask, extensions)
     }
 
     fn mknod(
@@ -260,7 +251,7 @@ impl FileSystem for Shares {
         if matches!(mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK) {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
-        self.0.mknod(ctx, parent, name, mode & !SET_ID, rdev, umask, extensions).map_err(refused)
+        self.0.mknod(ctx, parent, name, mode & !SET_ID, rdev, umask, extensions)
     }
 
     fn mkdir(
@@ -272,7 +263,7 @@ impl FileSystem for Shares {
         umask: u32,
         extensions: Extensions,
     ) -> io::Result<Entry> {
-        self.0.mkdir(ctx, parent, name, mode & !SET_ID, umask, extensions).map_err(refused)
+        self.0.mkdir(ctx, parent, name, mode & !SET_ID, umask, extensions)
     }
 
     fn setattr(
@@ -290,9 +281,7 @@ impl FileSystem for Shares {
                 return Err(io::Error::from_raw_os_error(libc::EPERM));
             }
         }
-        let owner = valid.intersects(SetattrValid::UID | SetattrValid::GID);
-        let set = self.0.setattr(ctx, inode, attr, handle, valid);
-        if owner { set.map_err(refused) } else { set }
+        self.0.setattr(ctx, inode, attr, handle, valid)
     }
 }
 

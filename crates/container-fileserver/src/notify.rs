@@ -81,12 +81,6 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> Notifying<F> {
         entry
     }
 
-    fn forget_name(&self, parent: u64, name: &CStr) {
-        if let Some(all) = &self.1 {
-            all.forget(parent, name.to_bytes());
-        }
-    }
-
     /// What a name is in the event that is being told.
     fn role(
         &self,
@@ -146,6 +140,39 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> Notifying<F> {
         let (attr, _) = self.0.getattr(ctx, inode, None).ok()?;
         let gone = moved || attr.nlink == 0 || kind == libc::S_IFDIR;
         (attr.mode & libc::S_IFMT == kind && gone).then(|| entry(inode, attr))
+    }
+
+    /// Makes a name, for the announcer only in word.
+    fn make(
+        &self,
+        ctx: Context,
+        parent: u64,
+        name: &CStr,
+        make: impl FnOnce() -> io::Result<Entry>,
+    ) -> io::Result<Entry> {
+        if let Some(all) = self.announcer(&ctx) {
+            return self.made(all, ctx, parent, name);
+        }
+        let made = self.own(ctx, || [self.name(ctx, parent, name)], make)?;
+        Ok(self.remember(parent, name, made))
+    }
+
+    /// Removes a name, for the announcer only in word.
+    fn remove(
+        &self,
+        ctx: Context,
+        parent: u64,
+        name: &CStr,
+        remove: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        if let Some(all) = self.announcer(&ctx) {
+            return self.removed(all, ctx, parent, name);
+        }
+        self.own(ctx, || [self.name(ctx, parent, name)], remove)?;
+        if let Some(all) = &self.1 {
+            all.forget(parent, name.to_bytes());
+        }
+        Ok(())
     }
 
     /// The announcer makes what there is already.
@@ -349,23 +376,11 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Notifying<F> {
     }
 
     fn unlink(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<()> {
-        if let Some(all) = self.announcer(&ctx) {
-            return self.removed(all, ctx, parent, name);
-        }
-        let keys = || [self.name(ctx, parent, name)];
-        self.own(ctx, keys, || self.0.unlink(ctx, parent, name))?;
-        self.forget_name(parent, name);
-        Ok(())
+        self.remove(ctx, parent, name, || self.0.unlink(ctx, parent, name))
     }
 
     fn rmdir(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<()> {
-        if let Some(all) = self.announcer(&ctx) {
-            return self.removed(all, ctx, parent, name);
-        }
-        let keys = || [self.name(ctx, parent, name)];
-        self.own(ctx, keys, || self.0.rmdir(ctx, parent, name))?;
-        self.forget_name(parent, name);
-        Ok(())
+        self.remove(ctx, parent, name, || self.0.rmdir(ctx, parent, name))
     }
 
     fn rename(
@@ -400,12 +415,7 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Notifying<F> {
         name: &CStr,
         extensions: Extensions,
     ) -> io::Result<Entry> {
-        if let Some(all) = self.announcer(&ctx) {
-            return self.made(all, ctx, parent, name);
-        }
-        let keys = || [self.name(ctx, parent, name)];
-        let made = || self.0.symlink(ctx, linkname, parent, name, extensions);
-        Ok(self.remember(parent, name, self.own(ctx, keys, made)?))
+        self.make(ctx, parent, name, || self.0.symlink(ctx, linkname, parent, name, extensions))
     }
 
     fn create(
@@ -436,12 +446,9 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Notifying<F> {
         umask: u32,
         extensions: Extensions,
     ) -> io::Result<Entry> {
-        if let Some(all) = self.announcer(&ctx) {
-            return self.made(all, ctx, parent, name);
-        }
-        let keys = || [self.name(ctx, parent, name)];
-        let made = || self.0.mknod(ctx, parent, name, mode, rdev, umask, extensions);
-        Ok(self.remember(parent, name, self.own(ctx, keys, made)?))
+        self.make(ctx, parent, name, || {
+            self.0.mknod(ctx, parent, name, mode, rdev, umask, extensions)
+        })
     }
 
     fn mkdir(
@@ -453,12 +460,7 @@ impl<F: FileSystem<Inode = u64, Handle = u64>> FileSystem for Notifying<F> {
         umask: u32,
         extensions: Extensions,
     ) -> io::Result<Entry> {
-        if let Some(all) = self.announcer(&ctx) {
-            return self.made(all, ctx, parent, name);
-        }
-        let keys = || [self.name(ctx, parent, name)];
-        let made = || self.0.mkdir(ctx, parent, name, mode, umask, extensions);
-        Ok(self.remember(parent, name, self.own(ctx, keys, made)?))
+        self.make(ctx, parent, name, || self.0.mkdir(ctx, parent, name, mode, umask, extensions))
     }
 
     fn setattr(

@@ -87,10 +87,7 @@ fn decode(message: &[u8]) -> Option<FileEvent> {
         (change::MOVED_OUT, FileEventKind::MovedOut),
     ];
     let kind = kinds.into_iter().find(|(bit, _)| has(*bit));
-    let sane = |path: &[u8]| {
-        path.len() <= MAX_FILE_PATH && path.first() != Some(&b'/') && !path.contains(&0)
-    };
-    (!path.is_empty() && sane(path) && sane(to)).then(|| FileEvent {
+    let event = FileEvent {
         token: u64::from_le_bytes(*token),
         kind: kind.map_or(FileEventKind::Unspecified, |(_, kind)| kind) as i32,
         modified: has(change::MODIFIED),
@@ -99,7 +96,8 @@ fn decode(message: &[u8]) -> Option<FileEvent> {
         file_type: u32::from_le_bytes(*file_type),
         path: path.to_vec(),
         to: to.to_vec(),
-    })
+    };
+    event.has_valid_paths().then_some(event)
 }
 
 /// Passes messages on until the file server or the container ends.

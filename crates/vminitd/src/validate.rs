@@ -8,8 +8,8 @@ use vminitd_protocol::message::{
     MountSource, ProcessSpec, RaiseFileEvents,
 };
 use vminitd_protocol::{
-    MAX_ADDRESSES, MAX_FILE_EVENT_BYTES, MAX_FILE_EVENTS, MAX_FILE_PATH, MAX_INTERFACES,
-    MAX_SOCKET_PATH, MAX_SOCKETS,
+    MAX_ADDRESSES, MAX_FILE_EVENT_BYTES, MAX_FILE_EVENTS, MAX_INTERFACES, MAX_SOCKET_PATH,
+    MAX_SOCKETS,
 };
 
 const MAX_NAME: usize = 128;
@@ -79,12 +79,7 @@ pub fn file_events(request: &RaiseFileEvents) -> Result<(), Failure> {
     check(events.len() <= MAX_FILE_EVENTS, "too many changes of files")?;
     let bytes: usize = events.iter().map(|event| event.path.len() + event.to.len()).sum();
     check(bytes <= MAX_FILE_EVENT_BYTES, "the paths of changed files are too long")?;
-    let relative = |path: &[u8]| {
-        path.len() <= MAX_FILE_PATH && path.first() != Some(&b'/') && !path.contains(&0)
-    };
-    let paths =
-        |event: &FileEvent| !event.path.is_empty() && relative(&event.path) && relative(&event.to);
-    check(events.iter().all(paths), "the path of a changed file is not valid")
+    check(events.iter().all(FileEvent::has_valid_paths), "the path of a changed file is not valid")
 }
 
 /// Checks a container.
@@ -191,6 +186,7 @@ fn check(ok: bool, message: &str) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vminitd_protocol::MAX_FILE_PATH;
     use vminitd_protocol::message::{Address, Rlimit, Stdio, TerminalSize, TmpfsMount};
 
     fn good() -> ProcessSpec {

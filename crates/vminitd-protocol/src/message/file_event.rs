@@ -3,6 +3,8 @@
 //! The guest raises an event by making a request of the file system that the server answers without
 //! doing anything; the server knows it by the event's token.
 
+use crate::MAX_FILE_PATH;
+
 /// Raises events in what the host serves under a tag; at most [`crate::MAX_FILE_EVENTS`].
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RaiseFileEvents {
@@ -41,6 +43,16 @@ pub struct FileEvent {
     /// Where it is now, of [`FileEventKind::Moved`].
     #[prost(bytes = "vec", tag = "8")]
     pub to: Vec<u8>,
+}
+
+impl FileEvent {
+    /// Whether its paths are what their descriptions say, and not too long.
+    pub fn has_valid_paths(&self) -> bool {
+        let relative = |path: &[u8]| {
+            path.len() <= MAX_FILE_PATH && path.first() != Some(&b'/') && !path.contains(&0)
+        };
+        !self.path.is_empty() && relative(&self.path) && relative(&self.to)
+    }
 }
 
 /// What has become of a name.

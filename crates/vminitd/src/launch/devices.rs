@@ -75,11 +75,8 @@ fn fill(dev: &str) -> Result<(), Failure> {
 /// number of the first process's terminal.
 pub fn adapt(terminal: Option<u32>, shm_size: u64, kvm: bool) -> Result<(), Failure> {
     if kvm {
-        let old = umask(Mode::empty());
-        let mode = Mode::from_bits_truncate(0o666);
-        let made = mknod(KVM, SFlag::S_IFCHR, mode, makedev(MISC, KVM_MINOR));
-        umask(old);
-        made.context(Mount, || "create /dev/kvm")?;
+        make_node(KVM, SFlag::S_IFCHR, 0o666, makedev(MISC, KVM_MINOR))
+            .context(Mount, || "create /dev/kvm")?;
     }
     if ![0, DEFAULT_SHM].contains(&shm_size) {
         let (none, data) = (None::<&str>, format!("size={shm_size}"));
@@ -92,11 +89,16 @@ pub fn adapt(terminal: Option<u32>, shm_size: u64, kvm: bool) -> Result<(), Fail
     }
 }
 
-fn console(number: u32) -> nix::Result<()> {
+/// With exactly this mode.
+fn make_node(path: &str, kind: SFlag, mode: u32, device: u64) -> nix::Result<()> {
     let old = umask(Mode::empty());
-    let made = mknod("/dev/console", SFlag::S_IFREG, Mode::from_bits_truncate(0o600), 0);
+    let made = mknod(path, kind, Mode::from_bits_truncate(mode), device);
     umask(old);
-    made?;
+    made
+}
+
+fn console(number: u32) -> nix::Result<()> {
+    make_node("/dev/console", SFlag::S_IFREG, 0o600, 0)?;
     let path = CString::new(format!("/dev/pts/{number}")).expect("no NUL in a number");
     sys::move_mount(sys::open_tree(&path)?, c"/dev/console")
 }

@@ -221,13 +221,13 @@ impl Server {
         }
         validate::container(&start.container)?;
         self.admit(&start.process)?;
-        if start.process.capabilities & SYS_MODULE != 0 {
+        let virtualization = start.container.virtualization;
+        if virtualization || start.process.capabilities & SYS_MODULE != 0 {
             // Before there is a program that could be faster than the host's request.
-            self.initramfs.load_drivers(false)?;
+            self.initramfs.load_drivers(virtualization)?;
             self.network.look();
         }
-        if start.container.virtualization {
-            self.initramfs.load_drivers(true)?;
+        if virtualization {
             cgroup::allow_kvm()?;
         }
         self.sockets.listen(&self.epoll, &mut self.bulk, &start.container.sockets)?;
