@@ -18,7 +18,6 @@ ip link set lo up 2>/dev/null
 
 depmod -a
 modprobe kvm-amd || modprobe kvm-intel
-modprobe tun
 # udev is not there to do this.
 grep -q '^kvm:' /etc/group || echo 'kvm:x:999:' >>/etc/group
 chgrp kvm /dev/kvm && chmod 660 /dev/kvm

@@ -21,20 +21,7 @@ use crate::{build, install, kernel};
 const INIT: &str = include_str!("../assets/kvm-init.sh");
 
 /// What the outer machine has beside the essential packages.
-const PACKAGES: &[&str] =
-    &["qemu-system-x86", "busybox-static", "nftables", "iproute2", "kmod", "mount", "procps"];
-
-/// Directories of the kernel's modules that it has: KVM, and what networks of containers need.
-const MODULES: &[&str] = &[
-    "kernel/arch/x86/kvm",
-    "kernel/virt",
-    "kernel/drivers/crypto/ccp",
-    "kernel/drivers/net",
-    "kernel/net",
-    "kernel/lib",
-    "kernel/crypto",
-    "kernel/arch/x86/crypto",
-];
+const PACKAGES: &[&str] = &["qemu-system-x86", "busybox-static", "kmod", "mount", "procps"];
 
 /// Everything together, on two emulated processors at worst.
 const DEADLINE: Duration = Duration::from_secs(600);
@@ -104,7 +91,7 @@ fn root(workspace: &Workspace, folder: &Path) -> Result<PathBuf> {
     Ok(root)
 }
 
-/// The kernel's modules of [`MODULES`].
+/// The kernel's KVM modules and what they depend on.
 fn copy_modules(unpacked: &Path, root: &Path) -> Result<()> {
     for below in ["lib/modules", "usr/lib/modules"] {
         let from = unpacked.join(below);
@@ -112,7 +99,7 @@ fn copy_modules(unpacked: &Path, root: &Path) -> Result<()> {
         for entry in entries {
             let version = entry?.file_name();
             let to = root.join("usr/lib/modules").join(&version);
-            for part in MODULES {
+            for part in ["kernel/arch/x86/kvm", "kernel/virt", "kernel/drivers/crypto/ccp"] {
                 let source = from.join(&version).join(part);
                 if source.exists() {
                     let target = to.join(part);

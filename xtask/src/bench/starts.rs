@@ -27,6 +27,34 @@ fn repeat(count: usize, mut measure: impl FnMut() -> Result<f64>) -> Result<Vec<
     (0..count).map(|_| measure()).collect()
 }
 
+/// Milliseconds of starts with something, of starts without it, and what it adds.
+pub struct Pairs {
+    pub with: Vec<f64>,
+    pub without: Vec<f64>,
+    pub added: Vec<f64>,
+}
+
+/// `start` with something and without it, in turns; each is the first one every other time, after
+/// one pair that fills caches.
+pub fn pairs(bench: &Bench<'_>, mut start: impl FnMut(bool) -> Result<f64>) -> Result<Pairs> {
+    let mut pairs = Pairs { with: Vec::new(), without: Vec::new(), added: Vec::new() };
+    for round in 0..=bench.rounds * 2 {
+        let (with, without) = if round % 2 == 0 {
+            let with = start(true)?;
+            (with, start(false)?)
+        } else {
+            let without = start(false)?;
+            (start(true)?, without)
+        };
+        if round > 0 {
+            pairs.with.push(with);
+            pairs.without.push(without);
+            pairs.added.push(with - without);
+        }
+    }
+    Ok(pairs)
+}
+
 /// The start of the program alone.
 pub fn command_line(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let it = Installation::new();

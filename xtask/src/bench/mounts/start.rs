@@ -4,7 +4,7 @@ use anyhow::Result;
 use e2e::{Installation, busybox};
 
 use crate::bench::figure::{Figure, Promise};
-use crate::bench::starts::timed;
+use crate::bench::starts::{Pairs, pairs, timed};
 use crate::bench::{Bench, ready};
 use crate::workspace::step;
 
@@ -26,22 +26,10 @@ pub fn start(bench: &Bench<'_>) -> Result<Vec<Figure>> {
         let plain = ["run", "--rm", busybox::NAME, "true"];
         let mounted = ["run", "--rm", "-v", &mount, busybox::NAME, "true"];
         ready::template(&it, busybox::NAME)?;
-        let (mut with, mut without, mut added) = (Vec::new(), Vec::new(), Vec::new());
-        // The first pair fills caches.
-        for round in 0..=bench.rounds * 2 {
-            let mut took = [0.0; 2];
-            // Each is the first one every other time.
-            let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
-            for which in order {
-                ready::rest(&it, spare)?;
-                took[which] = timed(&it, [&mounted[..], &plain[..]][which], 0)?;
-            }
-            if round > 0 {
-                with.push(took[0]);
-                without.push(took[1]);
-                added.push(took[0] - took[1]);
-            }
-        }
+        let Pairs { with, without, added } = pairs(bench, |with_mount| {
+            ready::rest(&it, spare)?;
+            timed(&it, if with_mount { &mounted } else { &plain }, 0)
+        })?;
         let name = format!("`run --rm -v DIRECTORY` from {name}");
         figures.push(
             Figure::new(name.clone(), "ms", with, Promise::Stated)

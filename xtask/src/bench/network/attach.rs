@@ -10,6 +10,7 @@ use super::{NETWORK, Site};
 use crate::bench::Bench;
 use crate::bench::figure::{Figure, Promise};
 use crate::bench::ready;
+use crate::bench::starts::{Pairs, pairs};
 use crate::workspace::step;
 
 /// From a spare and from a template.
@@ -21,22 +22,10 @@ pub fn attach(bench: &Bench<'_>) -> Result<Vec<Figure>> {
         step(format!("starts from {name}, with and without a network"));
         let site = Site::new(config);
         ready::template(&site.it, busybox::NAME)?;
-        let (mut with, mut without, mut added) = (Vec::new(), Vec::new(), Vec::new());
-        // The first pair fills caches.
-        for round in 0..=bench.rounds * 2 {
-            let mut took = [0.0; 2];
-            // Each is the first one every other time.
-            let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
-            for which in order {
-                ready::rest(&site.it, spare)?;
-                took[which] = start(&site, [NETWORK, "none"][which])?;
-            }
-            if round > 0 {
-                with.push(took[0]);
-                without.push(took[1]);
-                added.push(took[0] - took[1]);
-            }
-        }
+        let Pairs { with, without, added } = pairs(bench, |networked| {
+            ready::rest(&site.it, spare)?;
+            start(&site, if networked { NETWORK } else { "none" })
+        })?;
         let name = format!("`run --rm --network NAME` from {name}");
         figures.push(
             Figure::new(name.clone(), "ms", with, Promise::Stated)
