@@ -47,12 +47,13 @@ pub struct Place {
 
 impl Place {
     fn new(folder: &Path) -> Place {
-        // Whoever may open the tap device here is the test's own business.
+        // Whoever may open the tap device here is the test's own business. One that a thread of this
+        // process has mounted before is gone from its folder, and nothing can be mounted on it.
         let script = format!(
             "set -e; mount --make-rprivate /; \
              mount --bind {0}/resolv.conf \"$(readlink -f /etc/resolv.conf)\"; \
              if mknod -m 666 {0}/tun$$ c 10 200 2>/dev/null; then \
-             mount --bind {0}/tun$$ /dev/net/tun; fi; \
+             umount /dev/net/tun 2>/dev/null || :; mount --bind {0}/tun$$ /dev/net/tun; fi; \
              ip link set lo up; echo ready; exec sleep infinity",
             folder.display()
         );
