@@ -27,6 +27,8 @@ pub enum Command {
     /// Read and check the trail of what was done
     #[command(subcommand)]
     Audit(Audit),
+    /// Attack the running installation, and show what held
+    Check(Check),
     /// Show what images, containers, templates and spares take
     Df(Formatted),
     /// Remove templates and spares that no container uses; they are made again when needed
@@ -60,6 +62,23 @@ pub struct Formatted {
     /// Form of the output
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
+}
+
+/// `system check`.
+#[derive(Clone, Debug, Args)]
+pub struct Check {
+    /// Attack the installation from within and from outside [the default]
+    #[arg(long)]
+    pub security: bool,
+    /// Compare what is there with what is recorded
+    #[arg(long)]
+    pub state: bool,
+    /// Form of the output
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    /// A container: explain in words what keeps it in
+    #[arg(value_name = "ID", conflicts_with_all = ["security", "state"])]
+    pub id: Option<String>,
 }
 
 /// `system prune`.

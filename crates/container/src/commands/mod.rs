@@ -20,6 +20,7 @@ use crate::progress::Shown;
 use crate::session::Session;
 
 mod audit;
+mod check;
 mod confirm;
 mod copy;
 mod dns;

@@ -6,7 +6,7 @@ use container_api::apiserver::{Request, SLOW, SystemStatus};
 use container_api::{ApiError, ErrorCode};
 use serde_json::json;
 
-use super::{audit, dns, kernel, service_logs, usage};
+use super::{audit, check, dns, kernel, service_logs, usage};
 use crate::args::Format;
 use crate::args::system::{Command, Formatted, Kernel, Start};
 use crate::failure::{OURS, Outcome, complain, print, print_line, warn};
@@ -25,6 +25,7 @@ pub async fn run(session: &Session, command: &Command) -> Outcome {
         Command::Version(args) => version(session, args).await,
         Command::Logs(args) => service_logs::logs(session, args).await,
         Command::Audit(command) => audit::run(session, command).await,
+        Command::Check(args) => check::run(session, args).await,
         Command::Df(args) => usage::df(session, args).await,
         Command::Prune(args) => usage::prune(session, args).await,
         Command::Kernel(Kernel::Set(args)) => kernel::set(session, args).await,
