@@ -21,10 +21,13 @@ pub const HELPERS: &[&str] = &[
 ];
 /// The guest's init.
 pub const GUEST: &str = "vminitd";
+/// The attacker of `system check`.
+pub const PROBE: &str = "container-probe";
 
 /// Everything that `make build` promises.
 pub fn all(workspace: &Workspace, (): ()) -> Result<()> {
     host(workspace)?;
+    probe(workspace)?;
     kernel::bundle(workspace, ())?;
     step(format!("built: {}", workspace.release().join(COMMAND).display()));
     Ok(())
@@ -41,21 +44,32 @@ pub fn host(workspace: &Workspace) -> Result<()> {
     run(&mut cargo)
 }
 
-/// The guest's init: static, with the C library inside, since it is alone in the
-/// initramfs; small, since each boot unpacks it and an emulator translates what
-/// runs of it. `--target` keeps the flag away from build scripts and macros.
+/// The guest's init: alone in the initramfs; small, since each boot unpacks it and an
+/// emulator translates what runs of it.
 pub fn guest(workspace: &Workspace, (): ()) -> Result<PathBuf> {
     step("guest init");
+    static_program(workspace, GUEST)
+}
+
+/// The attacker of `system check`: alone in its image and in its jail.
+pub fn probe(workspace: &Workspace) -> Result<PathBuf> {
+    step("probe");
+    static_program(workspace, PROBE)
+}
+
+/// A program with the C library inside. `--target` keeps the flag away from build scripts
+/// and macros.
+fn static_program(workspace: &Workspace, package: &str) -> Result<PathBuf> {
     let target = format!("{ARCH}-unknown-linux-gnu");
     let flags = std::env::var("RUSTFLAGS").unwrap_or_default();
     run(workspace
         .cargo()
-        .args(["build", "--release", "--package", GUEST, "--target", &target])
+        .args(["build", "--release", "--package", package, "--target", &target])
         .env("RUSTFLAGS", format!("{flags} -C target-feature=+crt-static").trim_start())
         .env("CARGO_PROFILE_RELEASE_LTO", "fat")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1"))?;
-    let built = workspace.target.join(target).join("release").join(GUEST);
-    let beside = workspace.release().join(GUEST);
+    let built = workspace.target.join(target).join("release").join(package);
+    let beside = workspace.release().join(package);
     replace_when_different(&built, &beside)?;
     Ok(beside)
 }

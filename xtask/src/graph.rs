@@ -17,6 +17,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("container-images", &["container-api", "container-rootfs"]),
     ("container-jailer", &[]),
     ("container-network", &["container-api"]),
+    ("container-probe", &[]),
     ("container-rootfs", &[]),
     ("container-runtime-linux", &["container-api", "vminitd-protocol"]),
     ("vminitd", &["container-archive", "vminitd-protocol"]),

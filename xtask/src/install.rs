@@ -16,6 +16,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// Everything for `prefix`, written below `destdir`.
+    pub fn new(prefix: &str, destdir: &Path) -> Self {
+        Self { prefix: prefix.into(), destdir: destdir.to_owned() }
+    }
+
     /// `--prefix DIR [--destdir DIR]`.
     pub fn parse(mut args: Args) -> Result<Self> {
         let prefix = PathBuf::from(args.required("--prefix")?);
@@ -65,7 +70,7 @@ pub fn install(workspace: &Workspace, options: &Options) -> Result<()> {
 pub fn binaries(workspace: &Workspace, prefix: &Path) -> Result<()> {
     let release = workspace.release();
     copy(&release.join(build::COMMAND), &prefix.join("bin").join(build::COMMAND), 0o755)?;
-    for helper in build::HELPERS.iter().chain([&build::GUEST]) {
+    for helper in build::HELPERS.iter().chain([&build::GUEST, &build::PROBE]) {
         copy(&release.join(helper), &prefix.join("libexec/container").join(helper), 0o755)?;
     }
     let bundle = prefix.join("share/container/kernel");
