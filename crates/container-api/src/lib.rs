@@ -14,7 +14,7 @@
 //! [`types`] holds what the services say to each other, [`mounts`] what a
 //! container sees of the host, [`network_options`] how a user writes what [`network`] holds, [`config`] the configuration file, [`paths`] where everything lies,
 //! [`output_log`] how a program's output is kept, [`socket`] how sockets are found, [`trace`] where
-//! the time of a start goes, [`audit`] the trail of what was done, [`memory`] what a process holds, [`ram`] a template's RAM, and
+//! the time of a start goes, [`audit`] the trail of what was done, [`memory`] what a process holds, [`posture`] what keeps a container in, [`ram`] a template's RAM, and
 //! [`escape`] how strings of strangers are shown.
 
 pub mod apiserver;
@@ -31,6 +31,7 @@ pub mod network;
 pub mod network_options;
 pub mod output_log;
 pub mod paths;
+pub mod posture;
 pub mod ram;
 pub mod runtime;
 pub mod seccomp;

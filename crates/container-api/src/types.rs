@@ -548,6 +548,9 @@ pub struct ContainerSnapshot {
     /// The hypervisor's process id, while it lives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hypervisor_pid: Option<i32>,
+    /// What keeps it in; `inspect` tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub posture: Option<Box<crate::posture::Posture>>,
 }
 
 /// A process that the guest's kernel killed for want of memory.

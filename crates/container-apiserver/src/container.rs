@@ -194,6 +194,7 @@ impl Container {
             accelerator: machine.and_then(|m| m.accelerator),
             runtime_pid: machine.map(|m| m.helper.handle.identity().pid),
             hypervisor_pid: machine.and_then(|m| m.hypervisor.get()).map(|h| h.identity().pid),
+            posture: None,
         }
     }
 }

@@ -43,6 +43,7 @@ pub mod log_file;
 pub mod logs;
 pub mod merge;
 pub mod networks;
+pub mod posture;
 pub mod prepared;
 pub mod pressure;
 pub mod priority;

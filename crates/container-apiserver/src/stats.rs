@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::container::{Container, Machine};
 use crate::engine::Engine;
+use crate::posture;
 use crate::start::running;
 use crate::validate::resources::Host;
 
@@ -82,10 +83,20 @@ impl Engine {
         Ok(())
     }
 
-    /// A container as `inspect` shows it, with what only its helper knows.
+    /// A container as `inspect` shows it, with what only its helper knows, and its posture.
     pub async fn inspect(&self, container: &Container) -> ContainerSnapshot {
         let machine = container.live().machine;
-        let Some(machine) = machine else { return container.snapshot() };
+        let mut snapshot = match &machine {
+            None => container.snapshot(),
+            Some(machine) => self.inspect_running(container, machine).await,
+        };
+        let directory = self.root.container(container.id());
+        let hypervisor = machine.as_ref().and_then(|machine| machine.hypervisor.get());
+        snapshot.posture = Some(Box::new(posture::of(&snapshot, hypervisor, &directory)));
+        snapshot
+    }
+
+    async fn inspect_running(&self, container: &Container, machine: &Machine) -> ContainerSnapshot {
         let state: Result<State> =
             machine.helper.call(&Request::State, &[], Some(STATE_DEADLINE)).await;
         let mut snapshot = container.snapshot();
