@@ -123,6 +123,7 @@ fn bridge_table(text: &mut String, base: &Base) {
     };
     // `ether type` reads the frame's own field: a frame with a VLAN tag is none of the three.
     // Fragments that aren't the first pass: the first one, with all of the header, was judged.
+    // GRE is 47: nft would look its name up in /etc/protocols, which small hosts don't have.
     let _ = write!(
         text,
         r#"table bridge {TABLE} {{
@@ -165,7 +166,7 @@ fn bridge_table(text: &mut String, base: &Base) {
     ip version != 4 goto d_protocol
     ip hdrlength != 5 goto d_protocol
     {neighbour}
-    ip protocol vmap {{ tcp : accept, udp : goto c_udp, icmp : goto c_icmp, sctp : accept, dccp : accept, udplite : accept, gre : accept, esp : accept, 4 : accept, 41 : accept }}
+    ip protocol vmap {{ tcp : accept, udp : goto c_udp, icmp : goto c_icmp, sctp : accept, dccp : accept, udplite : accept, 47 : accept, esp : accept, 4 : accept, 41 : accept }}
     goto d_protocol
   }}
   chain c_nd {{
@@ -204,7 +205,7 @@ fn bridge_table(text: &mut String, base: &Base) {
     ether daddr & 01:00:00:00:00:00 != 00:00:00:00:00:00 goto d_broadcast
     ip6 daddr ff00::/8 goto d_broadcast
     {neighbour}
-    ip6 nexthdr vmap {{ tcp : accept, udp : goto c_udp, 44 : goto c_fragment6, sctp : accept, dccp : accept, udplite : accept, gre : accept, esp : accept, 4 : accept, 41 : accept }}
+    ip6 nexthdr vmap {{ tcp : accept, udp : goto c_udp, 44 : goto c_fragment6, sctp : accept, dccp : accept, udplite : accept, 47 : accept, esp : accept, 4 : accept, 41 : accept }}
     goto d_protocol
   }}
   chain from_ports {{
