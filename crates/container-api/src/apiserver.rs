@@ -210,6 +210,13 @@ pub enum Request {
     /// Answer: [`crate::types::DiskUsage`].
     #[serde(rename = "dev.container.Apiserver.DiskUsage")]
     DiskUsage,
+    /// Compares what is there with what is recorded. Answer: `Vec<Checked>`
+    /// ([`crate::invariants::Checked`]), in the order of [`crate::invariants::Invariant::ALL`].
+    #[serde(rename = "dev.container.Apiserver.CheckState")]
+    CheckState {
+        /// Also read every blob of images, and compare its digest.
+        deep: bool,
+    },
     /// Removes what is kept to be fast and not in use: templates and spares. Answer:
     /// [`PrunedSystem`].
     #[serde(rename = "dev.container.Apiserver.PruneSystem")]

@@ -109,6 +109,15 @@ pub enum Request {
         /// Index or manifest digests that containers use.
         in_use: Vec<String>,
     },
+    /// Compares the content store with its names and with what containers use. Progress; answer:
+    /// [`crate::invariants::Findings`].
+    #[serde(rename = "dev.container.Images.CheckStore")]
+    CheckStore {
+        /// Index or manifest digests that containers use.
+        in_use: Vec<String>,
+        /// Read every blob and compare its digest.
+        deep: bool,
+    },
     /// Ends the service. Answer: `()`.
     #[serde(rename = "dev.container.Images.Shutdown")]
     Shutdown,

@@ -14,7 +14,7 @@
 //! [`types`] holds what the services say to each other, [`mounts`] what a
 //! container sees of the host, [`network_options`] how a user writes what [`network`] holds, [`config`] the configuration file, [`paths`] where everything lies,
 //! [`output_log`] how a program's output is kept, [`socket`] how sockets are found, [`trace`] where
-//! the time of a start goes, [`audit`] the trail of what was done, [`memory`] what a process holds, [`posture`] what keeps a container in, [`ram`] a template's RAM, and
+//! the time of a start goes, [`audit`] the trail of what was done, [`memory`] what a process holds, [`invariants`] what holds whenever nothing is under way, [`posture`] what keeps a container in, [`ram`] a template's RAM, and
 //! [`escape`] how strings of strangers are shown.
 
 pub mod apiserver;
@@ -24,6 +24,7 @@ pub mod config;
 pub mod error;
 pub mod escape;
 pub mod images;
+pub mod invariants;
 pub mod memory;
 pub mod mount_options;
 pub mod mounts;

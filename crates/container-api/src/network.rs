@@ -82,6 +82,13 @@ pub enum Request {
         /// Ids of the containers whose VMs live.
         alive: Vec<String>,
     },
+    /// Compares what is recorded, what the kernel has and what runs. Answer:
+    /// [`crate::invariants::Findings`].
+    #[serde(rename = "dev.container.Network.CheckState")]
+    CheckState {
+        /// Ids of the containers whose VMs live.
+        alive: Vec<String>,
+    },
     /// Bytes that a container's NICs have passed. Answer: [`Traffic`].
     #[serde(rename = "dev.container.Network.Traffic")]
     Traffic {

@@ -198,6 +198,11 @@ impl Engine {
         Ok(Reservation { engine: self.clone(), id: id.to_owned() })
     }
 
+    /// Names of containers that are being created.
+    pub fn reserved(&self) -> Vec<String> {
+        self.registry().reserved.keys().cloned().collect()
+    }
+
     /// Makes a container known.
     pub fn add(&self, container: Container) -> Arc<Container> {
         let container = Arc::new(container);

@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::companion::{Companion, Place};
+use crate::process::Identity;
 
 /// From the request to end to the end.
 const END_DEADLINE: Duration = Duration::from_secs(3);
@@ -77,6 +78,16 @@ impl Images {
     ) -> Result<R> {
         let mut client = self.0.connect().await?;
         client.call_with_progress(request, &[fd], Some(SILENCE), |_: Value| {}).await
+    }
+
+    /// Looks who answers now.
+    pub fn look(&self) {
+        let _ = self.0.try_connect();
+    }
+
+    /// The service's process, as it was reached last.
+    pub fn process(&self) -> Option<Identity> {
+        *self.0.peer().borrow()
     }
 
     /// Ends the service when it runs.

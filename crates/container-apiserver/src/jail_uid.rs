@@ -37,6 +37,11 @@ impl JailUids {
         Arc::new(JailUids { first: FIRST + block * BLOCK, taken: Mutex::default() })
     }
 
+    /// All of them.
+    pub fn range(&self) -> std::ops::Range<u32> {
+        self.first..self.first + BLOCK
+    }
+
     /// The lowest that is free.
     pub fn take(self: &Arc<Self>) -> JailUid {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);

@@ -33,6 +33,7 @@ pub mod directory;
 pub mod engine;
 pub mod helper;
 pub mod images;
+pub mod invariants;
 pub mod jail_uid;
 pub mod kernel;
 pub mod launch;

@@ -180,6 +180,9 @@ impl Apiserver {
                 Reply::done()
             }
             Request::DiskUsage => Reply::new(&while_wanted(responder, engine.disk_usage()).await?),
+            Request::CheckState { deep } => Reply::new(
+                &while_wanted(responder, async { Ok(engine.check_state(deep).await) }).await?,
+            ),
             Request::PruneSystem => Reply::new(&engine.prune_system().await),
             Request::Networks(request) => {
                 while_wanted(responder, engine.network_request(request)).await
@@ -226,7 +229,9 @@ impl Apiserver {
                 removal = Some(engine.images_in_use.lock().await);
                 *in_use = engine.digests_in_use();
             }
-            images::Request::DiskUsage { in_use } => *in_use = engine.digests_in_use(),
+            images::Request::DiskUsage { in_use } | images::Request::CheckStore { in_use, .. } => {
+                *in_use = engine.digests_in_use();
+            }
             images::Request::FormatVolume(_) => {
                 return Err(ApiError::invalid("volumes are made by 'volume create'"));
             }
@@ -241,6 +246,7 @@ impl Apiserver {
                 | images::Request::Inspect { .. }
                 | images::Request::Save { .. }
                 | images::Request::DiskUsage { .. }
+                | images::Request::CheckStore { .. }
                 | images::Request::EmptyUpper
         );
         let answer: Result<Value> = engine.images.relay(&request, &fds, responder).await;

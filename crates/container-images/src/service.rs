@@ -322,6 +322,13 @@ impl Service for Images {
                 Reply::new(&self.install_kernel(request, fds, responder).await?)
             }
             Request::DiskUsage { in_use } => Reply::new(&self.disk_usage(&in_use)?),
+            Request::CheckStore { in_use, deep } => {
+                let in_use: Vec<Digest> = in_use.iter().filter_map(|d| d.parse().ok()).collect();
+                let work = blocking(move || store.check(&in_use, deep));
+                // Digests of many blobs take long: the caller hears that something happens.
+                let meter = Arc::new(Meter::new("Checking images"));
+                Reply::new(&meter.report(responder, work).await?)
+            }
             Request::Shutdown => {
                 self.shutdown.notify_one();
                 Reply::done()

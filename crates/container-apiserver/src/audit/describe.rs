@@ -117,6 +117,7 @@ pub fn describe(request: &Request) -> Description {
             .with("cpus", json!(cpus))
             .with("memoryInBytes", json!(memory_in_bytes)),
         Request::DiskUsage => new("disk usage", Reads),
+        Request::CheckState { .. } => new("system check", Reads),
         Request::PruneSystem => new("system prune", Frees),
         Request::Networks(request) => networks(request),
         Request::CreateVolume(volume) => new("volume create", Changes)
@@ -232,6 +233,7 @@ fn images(request: &images::Request) -> Description {
         images::Request::FormatVolume(_) => new("format volume", Changes),
         images::Request::InstallKernel(_) => new("kernel set", Changes),
         images::Request::DiskUsage { .. } => new("disk usage", Reads),
+        images::Request::CheckStore { .. } => new("image check", Reads),
         images::Request::Shutdown => new("image shutdown", Frees),
     }
 }

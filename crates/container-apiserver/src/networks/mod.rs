@@ -17,6 +17,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use container_api::invariants::Findings;
 use container_api::network::{
     Attach, Attached, ContainerNetwork, DEADLINE, Parked, Request, SOCKET, Traffic,
 };
@@ -195,6 +196,26 @@ impl Networks {
         let mut client = self.companion.try_connect().ok()?;
         let request = Request::Traffic { container: id.to_owned() };
         client.call(&request, &[], Some(SIDE_DEADLINE)).await.ok()
+    }
+
+    /// Whether what is recorded, what the kernel has and what runs are the same. Where nothing has
+    /// a network, no service is started to say so.
+    pub async fn check_state(&self) -> Result<Findings> {
+        self.look();
+        if self.process().is_none() && !self.has_traces() {
+            return Ok(Findings::default());
+        }
+        self.call(&Request::CheckState { alive: self.alive() }).await
+    }
+
+    /// Looks who answers now.
+    pub fn look(&self) {
+        let _ = self.companion.try_connect();
+    }
+
+    /// The service's process, as it was reached last.
+    pub fn process(&self) -> Option<Identity> {
+        *self.companion.peer().borrow()
     }
 
     /// Who answers, as it changes.

@@ -1,6 +1,7 @@
 //! The spares there are, and those that should be.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -241,6 +242,29 @@ impl Spares {
     /// Templates that spares come from.
     pub fn templates(&self) -> Vec<String> {
         self.inner().ready.iter().map(|spare| spare.shape.key.clone()).collect()
+    }
+
+    /// The processes of those that are ready, and of the one that is being made.
+    pub fn processes(&self) -> Vec<i32> {
+        let inner = self.inner();
+        let ready = inner.ready.iter().map(|spare| spare.handle().identity().pid);
+        let making =
+            inner.making.iter().filter_map(|(_, handle)| Some(handle.as_ref()?.identity().pid));
+        ready.chain(making).collect()
+    }
+
+    /// The directories of those that are ready, and whether one is being made.
+    pub fn directories(&self) -> (Vec<PathBuf>, bool) {
+        let inner = self.inner();
+        let ready = inner.ready.iter().map(|spare| spare.directory().to_owned());
+        (ready.collect(), inner.making.is_some())
+    }
+
+    /// The processes of those that have ended by themselves.
+    pub fn dead(&self) -> Vec<i32> {
+        let inner = self.inner();
+        let dead = inner.ready.iter().filter(|spare| spare.has_ended());
+        dead.map(|spare| spare.handle().identity().pid).collect()
     }
 
     /// As `system status` shows them.

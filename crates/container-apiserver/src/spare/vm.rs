@@ -126,6 +126,11 @@ impl Spare {
         self.helper.handle.has_ended()
     }
 
+    /// Its directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Its helper's process.
     pub fn handle(&self) -> &Arc<Handle> {
         &self.helper.handle

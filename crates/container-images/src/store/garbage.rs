@@ -137,7 +137,7 @@ impl Store {
 }
 
 /// Calls `f` with name and metadata of each file; files that vanish meanwhile are passed over.
-fn each_file(
+pub(super) fn each_file(
     directory: &Path,
     mut f: impl FnMut(&str, &fs::Metadata) -> io::Result<()>,
 ) -> Result<()> {

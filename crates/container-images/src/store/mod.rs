@@ -18,6 +18,7 @@
 mod blobs;
 mod garbage;
 mod names;
+mod whole;
 
 use std::collections::HashMap;
 use std::fs;

@@ -132,6 +132,13 @@ pub(super) struct Link {
     name: String,
 }
 
+impl Link {
+    /// Its name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+}
+
 /// The alias of a network's link on the host: `run` tells one installation's from another's.
 fn alias(run: &Path, network: &str) -> String {
     // FNV-1a: the same in every version of this program.

@@ -21,6 +21,7 @@ mod netlink;
 mod network;
 mod nft;
 mod rules;
+mod survey;
 mod tap;
 mod uplink;
 
@@ -45,6 +46,7 @@ use self::keeper::{Keeper, Keeping};
 use self::namespace::{Privilege, Worker, failed};
 use self::netlink::Netlink;
 use self::network::Network;
+pub use self::survey::Survey;
 use crate::wire;
 
 /// A network as its namespace is made.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use container_api::error::{ApiError, ErrorCode, Result};
@@ -21,7 +21,7 @@ use super::{NetworkPlan, Port, counts, nft, tap};
 use crate::wire;
 
 /// What a tap's alias begins with; the container's id follows.
-const ALIAS: &str = "container ";
+pub(super) const ALIAS: &str = "container ";
 
 /// The routing table of [`keep_answers`].
 const ANSWERS: u8 = 100;
@@ -313,6 +313,11 @@ impl Network {
         }
         resident.host_access = port.host_access.clone();
         Ok(true)
+    }
+
+    /// The program that knows the rules.
+    pub(super) fn nft(&self) -> &Path {
+        &self.nft
     }
 
     /// Who is here.

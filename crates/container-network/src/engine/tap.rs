@@ -20,6 +20,12 @@ pub(super) fn name() -> Result<String> {
     Ok(bytes.iter().fold(PREFIX.to_owned(), |name, byte| format!("{name}{byte:02x}")))
 }
 
+/// Whether a link's name is one of [`name`]'s.
+pub(super) fn is_ours(link: &str) -> bool {
+    let digits = link.strip_prefix(PREFIX);
+    digits.is_some_and(|d| d.len() == 12 && d.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
 /// Random bytes.
 pub(super) fn getrandom(bytes: &mut [u8]) -> Result<()> {
     let all = bytes.len();

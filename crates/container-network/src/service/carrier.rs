@@ -97,6 +97,8 @@ pub trait Spawn: Send + Sync + 'static {
 /// Starts this program.
 #[derive(Debug)]
 pub struct Program {
+    /// The installation's directory of networks: whoever lists processes sees whose they are.
+    pub directory: PathBuf,
     /// Layers of the confinement that may be missing.
     pub allow_missing: Vec<String>,
 }
@@ -108,7 +110,7 @@ impl Spawn for Program {
         inherited.extend(handles.user.as_ref().map(AsRawFd::as_raw_fd));
         inherited.extend(sockets.iter().map(AsRawFd::as_raw_fd));
         let mut command = Command::new(own_program());
-        command.arg0("container-network").arg(kind.command()).args(["--name", &name]);
+        command.arg0(title(&self.directory)).arg(kind.command()).args(["--name", &name]);
         let mut number = |option: &str, fd: RawFd| {
             command.arg(format!("--{option}={fd}"));
         };
@@ -139,6 +141,13 @@ impl Spawn for Program {
     }
 }
 
+/// What the processes of the installation with this directory of networks are called.
+pub fn title(directory: &Path) -> OsString {
+    let mut title = OsString::from("container-network ");
+    title.push(directory);
+    title
+}
+
 /// Where this program is; one that an upgrade has replaced is still there to be executed.
 fn own_program() -> PathBuf {
     let named = std::env::current_exe().ok().filter(|path| path.is_file());
@@ -163,6 +172,8 @@ pub struct Carrier {
     socket: String,
     run: PathBuf,
     /// `None`: no process, in tests.
+    pid: Option<i32>,
+    /// The same, held.
     pidfd: Option<AsyncFd<OwnedFd>>,
     /// Ours to reap, when we started it.
     child: Mutex<Option<Child>>,
@@ -195,7 +206,8 @@ impl Carrier {
             }
         };
         let run = run.to_owned();
-        Ok(Carrier { kind, socket, run, pidfd, child: Mutex::new(child) })
+        let pid = child.as_ref().and_then(|child| i32::try_from(child.id()).ok());
+        Ok(Carrier { kind, socket, run, pid, pidfd, child: Mutex::new(child) })
     }
 
     /// One that a former service has started and that answers; `None` when nobody does.
@@ -205,7 +217,27 @@ impl Carrier {
         let pidfd = pidfd_of_other(pid)
             .map_err(|error| tracing::warn!(%error, socket, "a survivor has just ended"));
         let (run, child) = (run.to_owned(), Mutex::new(None));
-        Some(Carrier { kind, socket, run, pidfd: pidfd.ok()?, child })
+        let pidfd = pidfd.ok()?;
+        let pid = pidfd.as_ref().map(|_| pid);
+        Some(Carrier { kind, socket, run, pid, pidfd, child })
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Option<i32> {
+        self.pid
+    }
+
+    /// Its socket's name.
+    pub fn socket(&self) -> &str {
+        &self.socket
+    }
+
+    /// Whether its process has ended.
+    pub fn has_ended(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let Some(pidfd) = &self.pidfd else { return false };
+        let mut fds = [PollFd::new(pidfd.get_ref(), PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready > 0)
     }
 
     /// One call.
@@ -326,7 +358,8 @@ pub async fn end_unknown(run: &Path, socket: &str) {
     let Ok((pid, _)) = ask(run, kind, socket).await else { return };
     let Ok(pidfd) = pidfd_of_other(pid) else { return };
     let (run, socket) = (run.to_owned(), socket.to_owned());
-    Carrier { kind, socket, run, pidfd, child: Mutex::new(None) }.end().await;
+    let pid = pidfd.as_ref().map(|_| pid);
+    Carrier { kind, socket, run, pid, pidfd, child: Mutex::new(None) }.end().await;
 }
 
 #[cfg(test)]

@@ -119,6 +119,11 @@ fn published(attachment: &Attachment, bound: Bound) -> (Route, OwnedFd) {
     (Route { protocol, listens, target, fallback, ports: Vec::new(), keep_client }, socket)
 }
 
+/// Whether a container has one.
+pub fn is_wanted<K: Kernel>(core: &Core<K>, record: &Record) -> bool {
+    !record.attachments.is_empty() && (!record.ports.is_empty() || !access(core, record).is_empty())
+}
+
 /// The attachments on which the host may be reached, and what of it.
 fn access<'a, K: Kernel>(core: &Core<K>, record: &'a Record) -> Vec<(&'a Attachment, HostAccess)> {
     let state = locked(&core.state);

@@ -9,7 +9,7 @@ use container_api::Result;
 use container_api::network::{Dropped, Protocol, Traffic};
 use tokio::sync::watch;
 
-use crate::engine::{Engine, Handles, NetworkPlan, Port};
+use crate::engine::{Engine, Handles, NetworkPlan, Port, Survey};
 use crate::wire::Pin;
 
 /// [`Engine`], whose methods say more.
@@ -46,6 +46,8 @@ pub trait Kernel: Send + Sync + 'static {
     ) -> impl Future<Output = Result<OwnedFd>> + Send;
     fn handles(&self, network: &str) -> Result<Handles>;
     fn dropped(&self, network: &str) -> impl Future<Output = Result<Vec<Dropped>>> + Send;
+    fn survey(&self, network: &str) -> impl Future<Output = Result<Option<Survey>>> + Send;
+    fn leftovers(&self) -> impl Future<Output = Result<Vec<String>>> + Send;
     fn traffic(&self, container: &str) -> impl Future<Output = Result<Traffic>> + Send;
     fn host_addresses(&self) -> watch::Receiver<Vec<IpAddr>>;
     fn tidy(&self) -> impl Future<Output = Result<()>> + Send;
@@ -110,6 +112,14 @@ impl Kernel for Engine {
 
     async fn dropped(&self, network: &str) -> Result<Vec<Dropped>> {
         Engine::dropped(self, network).await
+    }
+
+    async fn survey(&self, network: &str) -> Result<Option<Survey>> {
+        Engine::survey(self, network).await
+    }
+
+    async fn leftovers(&self) -> Result<Vec<String>> {
+        Engine::leftovers(self).await
     }
 
     async fn traffic(&self, container: &str) -> Result<Traffic> {

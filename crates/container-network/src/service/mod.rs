@@ -13,6 +13,7 @@ mod core;
 mod dns;
 mod forwarder;
 mod kernel;
+mod invariants;
 mod names;
 mod networks;
 mod pins;

@@ -129,6 +129,18 @@ impl Records {
         write(&self.attachments(), &file_name(&record.container), record, false)
     }
 
+    /// Files whose writing was not finished.
+    pub fn unfinished(&self) -> Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for directory in [self.directory.clone(), self.attachments()] {
+            let names = names_in(&directory)?.into_iter();
+            found.extend(
+                names.filter(|name| name.starts_with(UNFINISHED)).map(|name| directory.join(name)),
+            );
+        }
+        Ok(found)
+    }
+
     /// Forgets an attachment.
     pub fn forget_attached(&self, container: &str) -> Result<()> {
         remove(&self.attachments(), &file_name(container))

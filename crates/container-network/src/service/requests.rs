@@ -40,6 +40,7 @@ impl<K: Kernel> Service for Networks<K> {
             }
             Request::Detach { container } => Reply::new(&core.detach(&container).await?),
             Request::Reconcile { alive } => Reply::new(&core.reconcile(&alive).await?),
+            Request::CheckState { alive } => Reply::new(&core.check_state(&alive).await?),
             Request::Traffic { container } => Reply::new(&core.kernel.traffic(&container).await?),
             Request::Dns(request) => core.dns(request).await,
             Request::Shutdown { remove } => {

@@ -73,7 +73,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     allow_missing.extend_from_slice(&arguments.allow_missing);
     let result = runtime.block_on(async {
         engine.start().await?;
-        let spawn = Box::new(Program { allow_missing });
+        let directory = records.directory().to_owned();
+        let spawn = Box::new(Program { directory, allow_missing });
         let core = Core::new(engine, spawn, records, settings(&config))?;
         work(core, survivors).await
     });

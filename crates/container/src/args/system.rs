@@ -73,6 +73,9 @@ pub struct Check {
     /// Compare what is there with what is recorded
     #[arg(long)]
     pub state: bool,
+    /// With --state: read every blob of images too, and compare its digest
+    #[arg(long, requires = "state")]
+    pub deep: bool,
     /// Form of the output
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,

@@ -6,6 +6,16 @@ use container_api::types::UsageOf;
 use super::Templates;
 
 impl Templates {
+    /// The keys of those that are ready.
+    pub fn keys(&self) -> Vec<String> {
+        self.inner().known.keys().cloned().collect()
+    }
+
+    /// The key of the one that is being made.
+    pub fn making(&self) -> Option<String> {
+        self.inner().making.as_ref().map(|shape| shape.key.clone())
+    }
+
     /// As `system status` shows them.
     pub fn statuses(&self) -> Vec<TemplateStatus> {
         let inner = self.inner();

@@ -14,7 +14,7 @@ use container_api::{ApiError, ErrorCode, Result};
 use ipnet::IpNet;
 use tokio::sync::{Notify, watch};
 
-use crate::engine::{Handles, NetworkPlan, Port};
+use crate::engine::{Handles, NetworkPlan, Port, Survey};
 use crate::service::carrier::{Birth, Kind, Spawn};
 use crate::service::core::Core;
 use crate::service::kernel::Kernel;
@@ -183,6 +183,23 @@ impl Kernel for World {
 
     async fn traffic(&self, _container: &str) -> Result<Traffic> {
         Ok(Traffic { rx_bytes: 1, tx_bytes: 2 })
+    async fn survey(&self, network: &str) -> Result<Option<Survey>> {
+        let networks = locked(&self.networks);
+        let Some(ports) = networks.get(network) else { return Ok(None) };
+        let mut survey = Survey::default();
+        for (container, port) in ports {
+            let own = &port.attachment;
+            let addresses = [own.ipv4_address.addr().into(), own.ipv6_address.addr().into()];
+            survey.taps.insert(format!("tap of {container}"), container.clone());
+            survey.rules.insert(format!("tap of {container}"), addresses);
+        }
+        Ok(Some(survey))
+    }
+
+    async fn leftovers(&self) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
     }
 
     fn host_addresses(&self) -> watch::Receiver<Vec<IpAddr>> {

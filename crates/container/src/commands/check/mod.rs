@@ -74,7 +74,7 @@ pub async fn run(session: &Session, args: &Check) -> Outcome {
     }
     let mut rows = Vec::new();
     if args.state {
-        rows.extend(state::rows(session).await?);
+        rows.extend(state::rows(session, args.deep).await?);
     }
     if args.security || !args.state {
         rows.extend(security::rows(session).await?);
