@@ -18,6 +18,8 @@ use serde_json::{Map, Value};
 use crate::types::Timestamp;
 use crate::{ApiError, ErrorCode, Result};
 
+pub mod observed;
+
 /// Longest line that is written or read, in bytes.
 pub const MAX_LINE: usize = 128 << 10;
 /// What the first record of all has for the line before it.
@@ -75,6 +77,8 @@ pub enum Event {
         /// What of that went by until the decision was on disk.
         recorded_us: u64,
     },
+    /// What a container was seen doing: merged, so that a flood makes few records.
+    Observed(observed::Observation),
     /// The service began.
     Started {
         /// Bytes of a last line that was not whole, and was dropped.

@@ -53,6 +53,11 @@ impl AppRoot {
         self.0.join("audit")
     }
 
+    /// What waits to be told to the audit trail ([`crate::audit::observed`]).
+    pub fn observed(&self) -> PathBuf {
+        self.0.join("observed")
+    }
+
     /// What `container-images` owns.
     pub fn images(&self) -> PathBuf {
         self.0.join("images")

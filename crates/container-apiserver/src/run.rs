@@ -140,6 +140,7 @@ async fn run(
         prober.probe.run(&prober.config.runtime, &prober.config.security).await;
     });
     work_in_background(&engine, unfinished);
+    tokio::spawn(audit.clone().observe());
     let listener = UnixListener::from_std(listen::listener(root, passed)?)?;
     tracing::info!(
         app_root = %root.path().display(),

@@ -7,13 +7,15 @@
 //!                          one thread: lines of all requests that wait, one write, one fdatasync
 //! ```
 //! The form of the trail and its check are [`container_api::audit`]'s. Requests that change nothing
-//! leave no record.
+//! leave no record. `observed` adds what containers were seen doing.
 
 pub mod anchor;
 pub mod describe;
+mod observed;
 mod trail;
 mod writer;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -36,6 +38,10 @@ pub struct Audit {
     writer: Writer,
     /// Operations that went on without a record, since the last one that has one.
     unrecorded: AtomicU64,
+    /// What containers were seen doing, and is beyond their quotas.
+    observed: tokio::sync::Mutex<observed::Observed>,
+    /// Where others put it.
+    outbox: PathBuf,
 }
 
 /// An operation whose decision is recorded.
@@ -54,7 +60,12 @@ impl Audit {
     pub fn open(root: &AppRoot, config: &AuditConfig) -> Result<Audit> {
         let trail = Trail::open(&root.audit(), trail::Bounds::of(config)?)?;
         let anchors = anchor::Anchors::new(root, config);
-        Ok(Audit { writer: Writer::start(trail, anchors)?, unrecorded: AtomicU64::new(0) })
+        Ok(Audit {
+            writer: Writer::start(trail, anchors)?,
+            unrecorded: AtomicU64::new(0),
+            observed: Default::default(),
+            outbox: root.observed(),
+        })
     }
 
     /// Records that an operation may begin; when this returns it is on disk.
@@ -127,6 +138,7 @@ impl Audit {
 
     /// Says that the service ends in order; all is on disk when this returns.
     pub async fn close(&self) {
+        self.collect(true).await;
         if let Err(error) = self.writer.record(Event::Ended {}, DEADLINE).await {
             tracing::error!(%error, "the end is not recorded");
         }

@@ -429,8 +429,7 @@ impl Network {
     }
 
     pub(super) fn dropped(&mut self) -> Result<Vec<Dropped>> {
-        let bridge = nft::list(&self.nft, "bridge", rules::TABLE)?;
-        let inet = nft::list(&self.nft, "inet", rules::TABLE)?;
+        let [bridge, inet] = nft::both(&self.nft, rules::TABLE)?;
         let mut dropped = Vec::new();
         for (container, Resident { member, .. }) in &self.residents {
             for (reason, packets) in counts::dropped(&bridge, &inet, member) {

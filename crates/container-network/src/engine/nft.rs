@@ -46,6 +46,19 @@ pub(super) fn list(nft: &Path, family: &str, table: &str) -> Result<serde_json::
     parse(&run(nft, &["-j", "list", "table", family, table], "")?)
 }
 
+/// A table of both families, as [`list`] shows them, from one run.
+pub(super) fn both(nft: &Path, table: &str) -> Result<[serde_json::Value; 2]> {
+    let all = parse(&run(nft, &["-j", "list", "ruleset"], "")?)?;
+    let entries = all["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
+    Ok(["bridge", "inet"].map(|family| {
+        let ours = |entry: &&serde_json::Value| {
+            let mut things = entry.as_object().into_iter().flat_map(|entry| entry.values());
+            things.any(|thing| thing["family"] == family && thing["table"] == table)
+        };
+        serde_json::json!({ "nftables": entries.iter().filter(ours).collect::<Vec<_>>() })
+    }))
+}
+
 fn parse(text: &[u8]) -> Result<serde_json::Value> {
     serde_json::from_slice(text)
         .map_err(|error| ApiError::internal(format!("nft has listed what is no JSON: {error}")))

@@ -270,6 +270,7 @@ impl<K: Kernel> Core<K> {
     pub(super) async fn take_back(&self, container: &str) -> Result<()> {
         let record = locked(&self.state).attached.get(container).cloned();
         let Some(record) = record else { return Ok(()) };
+        self.note_last_denied(container).await;
         forwarder::end(self, container).await;
         let mut failed = None;
         for attachment in &record.attachments {
@@ -281,6 +282,7 @@ impl<K: Kernel> Core<K> {
         if let Some(error) = failed {
             return Err(error);
         }
+        self.forget_denied(container).await;
         self.forget(&record)?;
         for net in self.nets(&record).unwrap_or_default() {
             if let Err(error) = self.configure(&net).await {

@@ -21,6 +21,7 @@ use tokio::sync::{Mutex as AsyncMutex, MutexGuard, Notify};
 use tokio::time::sleep;
 
 use super::carrier::{Carrier, Kind, Spawn};
+use super::denied::Denied;
 use super::kernel::Kernel;
 use super::pins;
 use super::records::Records;
@@ -58,6 +59,8 @@ pub struct Core<K> {
     pub(super) rising: AsyncMutex<()>,
     /// Whether VMs wait that will want the default network.
     pub(super) parked: AtomicBool,
+    /// What was denied, and is told to the audit trail.
+    pub(super) denied: Denied,
     /// The service is to end.
     pub(super) shutdown: Notify,
 }
@@ -75,6 +78,7 @@ impl<K: Kernel> Core<K> {
         spawn: Box<dyn Spawn>,
         records: Records,
         settings: Settings,
+        denied: Denied,
     ) -> Result<Arc<Core<K>>> {
         let mut state = State {
             upstreams: super::upstream::of_host(&settings.resolv_conf),
@@ -95,6 +99,7 @@ impl<K: Kernel> Core<K> {
             for_host: AsyncMutex::default(),
             rising: AsyncMutex::default(),
             parked: AtomicBool::new(false),
+            denied,
             shutdown: Notify::new(),
         }))
     }

@@ -1,6 +1,5 @@
 //! Networks as they are made, listed and removed.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use container_api::network::{CreateNetwork, DEFAULT_NETWORK, Dropped, Network, NetworkConfig};
@@ -8,16 +7,13 @@ use container_api::types::Timestamp;
 use container_api::{ApiError, ErrorCode, Result};
 use ipnet::IpNet;
 
-use super::core::{Core, named};
+use super::core::Core;
 use super::kernel::Kernel;
 use super::state::{Net, State, locked};
 use super::{allocate, attach, check, names, routes, subnet};
-use crate::wire::{Refused, ResolverRequest};
 
 /// MTU of NICs when nothing is said.
 const MTU: u32 = 1500;
-/// Why a question for a name is counted as dropped.
-const REFUSED_NAME: &str = "name";
 /// How often the default network looks for a place in a row.
 const MOVES: usize = 8;
 /// Most networks.
@@ -264,63 +260,7 @@ impl<K: Kernel> Core<K> {
         }
         Ok(found)
     }
-
-    /// What the rules and the resolver of a network have refused.
-    async fn dropped(&self, net: &Net) -> Result<(Vec<Dropped>, Vec<Refused>)> {
-        let name = &net.config.id;
-        let resolver = match &*net.up.lock().await {
-            Some(up) => up.resolver.clone(),
-            None => return Ok(Default::default()),
-        };
-        let mut dropped = self.kernel.dropped(name).await.map_err(|e| named(e, name))?;
-        let refused: Vec<Refused> = resolver.call(&ResolverRequest::Refused, &[]).await?;
-        dropped.extend(refused.iter().filter(|refused| refused.questions > 0).map(|refused| {
-            Dropped {
-                container: Some(refused.container.clone()),
-                reason: REFUSED_NAME.into(),
-                packets: refused.questions,
-            }
-        }));
-        Ok((dropped, refused))
-    }
-
-    /// Writes into the log what was dropped since the last look, by container and reason.
-    pub(super) async fn audit_dropped(&self, seen: &mut Seen) {
-        let nets: Vec<Arc<Net>> = locked(&self.state).networks.values().cloned().collect();
-        let mut now = Seen::new();
-        for net in nets.iter().filter(|net| locked(&net.activity).up) {
-            let name = &net.config.id;
-            let (dropped, refused) = match self.dropped(net).await {
-                Ok(found) => found,
-                Err(error) => {
-                    tracing::debug!(network = name, %error, "what was dropped is not known");
-                    continue;
-                }
-            };
-            for Dropped { container, reason, packets } in dropped {
-                let key = (name.clone(), container.clone(), reason.clone());
-                // A counter that is smaller than before counts anew.
-                let before = seen.get(&key).copied().filter(|before| *before <= packets);
-                let new = packets - before.unwrap_or(0);
-                if new > 0 {
-                    let of_name = refused.iter().filter(|r| {
-                        reason == REFUSED_NAME && Some(&r.container) == container.as_ref()
-                    });
-                    // A guest has chosen them.
-                    let names: Vec<_> =
-                        of_name.flat_map(|r| &r.names).map(|n| names::shown(n)).collect();
-                    tracing::warn!(target: "audit", network = name, container, reason,
-                        packets = new, names = names.join(" "), "dropped");
-                }
-                now.insert(key, packets);
-            }
-        }
-        *seen = now;
-    }
 }
-
-/// Counters by network, container and reason.
-pub type Seen = BTreeMap<(String, Option<String>, String), u64>;
 
 fn subnets(config: &NetworkConfig) -> [IpNet; 2] {
     [config.ipv4_subnet.into(), config.ipv6_subnet.into()]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use container_api::audit::observed::Outbox;
 use container_api::config::Config;
 use container_api::network::SOCKET;
 use container_api::paths::AppRoot;
@@ -14,8 +15,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::capabilities;
 use super::carrier::{self, Program};
 use super::core::{Core, LINGER};
+use super::denied::{self, Denied};
 use super::kernel::Kernel;
-use super::networks::Seen;
 use super::records::Records;
 use super::requests::Networks;
 use super::state::{Settings, locked};
@@ -27,7 +28,7 @@ use crate::forward::limits;
 const BLOCKING_THREADS: usize = 64;
 /// How long operations may take to end when the service does.
 const GRACE: Duration = Duration::from_secs(2);
-/// Between two looks at networks that nobody uses, and at what was dropped.
+/// Between two looks at networks that nobody uses.
 const TIDY: Duration = Duration::from_secs(20);
 /// Between two looks at the host's resolvers. A change of its addresses is a reason to look too.
 const UPSTREAMS: Duration = Duration::from_secs(5);
@@ -71,11 +72,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         .build()?;
     let mut allow_missing = config.security.allow_missing.clone();
     allow_missing.extend_from_slice(&arguments.allow_missing);
+    let outbox = Outbox::new(root.observed());
     let result = runtime.block_on(async {
         engine.start().await?;
         let directory = records.directory().to_owned();
         let spawn = Box::new(Program { directory, allow_missing });
-        let core = Core::new(engine, spawn, records, settings(&config))?;
+        let core = Core::new(engine, spawn, records, settings(&config), Denied::new(outbox))?;
         work(core, survivors).await
     });
     runtime.shutdown_timeout(GRACE);
@@ -120,6 +122,7 @@ async fn work<K: Kernel>(core: Arc<Core<K>>, survivors: Vec<(String, Handles)>) 
         tokio::spawn(follow_addresses(core.clone())),
         tokio::spawn(follow_upstreams(core.clone())),
         tokio::spawn(tidy(core.clone())),
+        tokio::spawn(denied::watch(core.clone())),
     ];
     let service = Arc::new(Networks(core.clone()));
     let result = serve::until_told(listener, service, &core.shutdown).await;
@@ -154,12 +157,10 @@ async fn follow_upstreams<K: Kernel>(core: Arc<Core<K>>) {
 }
 
 async fn tidy<K: Kernel>(core: Arc<Core<K>>) {
-    let mut seen = Seen::new();
     let mut ticks = interval(TIDY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        core.audit_dropped(&mut seen).await;
         core.tidy(LINGER).await;
     }
 }

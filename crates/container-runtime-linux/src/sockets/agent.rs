@@ -7,7 +7,8 @@
 //! taken apart and has to be whole. A refused request is answered as an agent answers what it
 //! can't do.
 
-mod filter;
+pub mod filter;
+mod record;
 
 use std::io;
 use std::path::Path;
@@ -21,6 +22,7 @@ use tokio::time::{Instant, timeout};
 use super::Stream;
 pub use filter::MAX_MESSAGE;
 use filter::{FAILURE, Request};
+pub use record::{Outcome, Record, note};
 
 /// How long the agent may take: it may ask its user.
 const ANSWER_LIMIT: Duration = Duration::from_secs(120);
@@ -72,8 +74,11 @@ fn take(bucket: &Mutex<Bucket>) -> bool {
     bucket.lock().expect("no holder panics").take(Instant::now())
 }
 
+/// Where it is told what came of requests.
+type Note<'a> = &'a (dyn Fn(Outcome<'_>) + Send + Sync);
+
 /// Answers a program's requests until it goes. `link` is where the agent is.
-pub async fn serve(stream: &Stream, link: &Path, limits: &Limits) {
+pub async fn serve(stream: &Stream, link: &Path, limits: &Limits, note: Note<'_>) {
     let mut agent = None;
     let mut input = Vec::new();
     loop {
@@ -81,11 +86,9 @@ pub async fn serve(stream: &Stream, link: &Path, limits: &Limits) {
             Ok(Some(request)) => request,
             // Without this the stream would be cut, with the last answer on its way.
             Ok(None) => return stream.bulk.finish(stream.number),
-            Err(reason) => {
-                return tracing::warn!(target: "audit", reason, "SSH agent: a malformed request");
-            }
+            Err(reason) => return note(Outcome::Refused(reason)),
         };
-        let answer = answer(&mut agent, link, limits, &request).await;
+        let answer = answer(&mut agent, link, limits, &request, note).await;
         if !send(stream, &filter::frame(&answer)).await {
             return;
         }
@@ -98,16 +101,17 @@ async fn answer(
     link: &Path,
     limits: &Limits,
     message: &[u8],
+    note: Note<'_>,
 ) -> Vec<u8> {
     let refused = || vec![FAILURE];
     if !take(&limits.requests) {
+        note(Outcome::Refused("too many requests"));
         return refused();
     }
     let request = match filter::request(message) {
         Ok(request) => request,
         Err(reason) => {
-            let kind = message.first().copied().unwrap_or_default();
-            tracing::warn!(target: "audit", kind, reason, "SSH agent: refused");
+            note(Outcome::Refused(reason));
             return refused();
         }
     };
@@ -116,7 +120,7 @@ async fn answer(
         Request::Sign { key } => Some(filter::fingerprint(key)),
     };
     if key.is_some() && !take(&limits.signatures) {
-        tracing::warn!(target: "audit", key, "SSH agent: too many signatures");
+        note(Outcome::Refused("too many signatures"));
         return refused();
     }
     let exchange = timeout(ANSWER_LIMIT, exchange(agent, link, message)).await;
@@ -129,8 +133,8 @@ async fn answer(
             None
         }
     };
-    if key.is_some() {
-        tracing::info!(target: "audit", key, signed = answer.is_some(), "SSH agent: signature");
+    if let Some(key) = &key {
+        note(if answer.is_some() { Outcome::Signed(key) } else { Outcome::NotSigned(key) });
     }
     answer.unwrap_or_else(refused)
 }

@@ -7,7 +7,7 @@
 //! Each connection is a stream of the guest's bulk port. What the container may say to the agent
 //! goes through [`agent`].
 
-mod agent;
+pub mod agent;
 mod join;
 mod listener;
 
@@ -59,6 +59,7 @@ pub struct Sockets {
     published: Arc<Count>,
     agent: Arc<Count>,
     limits: Arc<Limits>,
+    record: agent::Record,
 }
 
 /// On which sockets the guest listens for us: there is but the agent's.
@@ -166,7 +167,8 @@ pub fn accept(container: &Arc<Container>, connected: &SocketConnected) {
         let Some(_counted) = sockets.agent.enter(MAX_AGENT_CONNECTIONS) else { return };
         if container.config.ssh {
             let link: PathBuf = container.directory.join(container_files::SSH_AGENT);
-            agent::serve(&stream, &link, &sockets.limits).await;
+            let note = |outcome: agent::Outcome<'_>| agent::note(&container, outcome);
+            agent::serve(&stream, &link, &sockets.limits, &note).await;
         }
     });
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use container_api::audit::observed::Observation;
 use container_api::audit::{self, Entry, Event, Head, Reader, Record, Requester};
 use container_api::config::Config;
 use container_api::escape::escape;
@@ -30,7 +31,7 @@ pub async fn run(session: &Session, command: &Audit) -> Outcome {
     }
 }
 
-/// An operation with what came of it.
+/// An operation with what came of it, or what a container was seen doing.
 #[derive(Debug, Serialize)]
 struct Row {
     #[serde(flatten)]
@@ -45,7 +46,13 @@ fn list(folder: &Path, args: &List) -> Outcome {
     let wanted = |record: &Record| {
         let about = |subject: &Option<String>| args.subject.is_none() || *subject == args.subject;
         since.is_none_or(|since| record.time.0 >= since)
-            && matches!(&record.event, Event::Decision { subject, .. } if about(subject))
+            && match &record.event {
+                Event::Decision { subject, .. } => about(subject),
+                Event::Observed(seen) => {
+                    args.subject.as_ref().is_none_or(|subject| *subject == seen.subject)
+                }
+                _ => false,
+            }
     };
     let mut reader = Reader::open(folder)?;
     let (mut rows, mut results) = (VecDeque::new(), BTreeMap::new());
@@ -84,10 +91,12 @@ fn rendered(rows: &[Row]) -> String {
     let cells: Vec<_> = rows
         .iter()
         .filter_map(|row| {
-            let Event::Decision { operation, subject, requester, allowed, reason, .. } =
-                &row.decision.event
-            else {
-                return None;
+            let (operation, subject, requester, allowed, reason) = match &row.decision.event {
+                Event::Decision { operation, subject, requester, allowed, reason, .. } => {
+                    (operation, subject, requester, allowed, reason)
+                }
+                Event::Observed(seen) => return Some(observed(&row.decision, seen)),
+                _ => return None,
             };
             let (result, took) = match row.result.as_ref().map(|record| &record.event) {
                 Some(Event::Result { result, duration_us, .. }) => {
@@ -112,6 +121,27 @@ fn rendered(rows: &[Row]) -> String {
     let headings =
         ["NUMBER", "TIME", "UID", "PID", "PROGRAM", "OPERATION", "SUBJECT", "RESULT", "TOOK"];
     table(headings, &cells)
+}
+
+/// What a container was seen doing: nobody asked for it.
+fn observed(record: &Record, seen: &Observation) -> [String; 9] {
+    let counts: Vec<_> = seen.counts.iter().map(|(what, n)| format!("{n} {what}")).collect();
+    let took = seen.until.0.duration_since(seen.since.0).unwrap_or_default();
+    let mut result = counts.join(", ");
+    if !seen.details.is_empty() {
+        result += &format!(": {}", seen.details.join(" "));
+    }
+    [
+        record.sequence.to_string(),
+        render::moment(record.time),
+        "-".into(),
+        "-".into(),
+        "-".into(),
+        seen.what.to_string(),
+        escape(&seen.subject).into_owned(),
+        escape(&result).into_owned(),
+        format!("{:.1} s", took.as_secs_f64()),
+    ]
 }
 
 fn shown(text: &Option<String>) -> String {

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Child;
 use std::sync::{Arc, Mutex};
 
+use container_api::audit::observed::Outbox;
 use container_api::network::{Dropped, Mode, Protocol, Traffic};
 use container_api::varlink::{Reply, Responder, Service};
 use container_api::{ApiError, ErrorCode, Result};
@@ -17,6 +18,7 @@ use tokio::sync::{Notify, watch};
 use crate::engine::{Handles, NetworkPlan, Port, Survey};
 use crate::service::carrier::{Birth, Kind, Spawn};
 use crate::service::core::Core;
+use crate::service::denied::Denied;
 use crate::service::kernel::Kernel;
 use crate::service::records::Records;
 use crate::service::state::{Settings, locked};
@@ -181,8 +183,6 @@ impl Kernel for World {
         Ok(vec![Dropped { container, reason: "spoofed".into(), packets: 3 }])
     }
 
-    async fn traffic(&self, _container: &str) -> Result<Traffic> {
-        Ok(Traffic { rx_bytes: 1, tx_bytes: 2 })
     async fn survey(&self, network: &str) -> Result<Option<Survey>> {
         let networks = locked(&self.networks);
         let Some(ports) = networks.get(network) else { return Ok(None) };
@@ -200,6 +200,8 @@ impl Kernel for World {
         Ok(Vec::new())
     }
 
+    async fn traffic(&self, _container: &str) -> Result<Traffic> {
+        Ok(Traffic { rx_bytes: 1, tx_bytes: 2 })
     }
 
     fn host_addresses(&self) -> watch::Receiver<Vec<IpAddr>> {
@@ -353,7 +355,9 @@ pub async fn service(world: &World, directory: &Path) -> Arc<Core<World>> {
     };
     let records = Records::open(directory).unwrap();
     let survivors = crate::service::carrier::survivors(&records.run()).await.unwrap();
-    let core = Core::new(world.clone(), Box::new(world.clone()), records, settings).unwrap();
+    let denied = Denied::new(Outbox::new(directory.join("observed")));
+    let (kernel, spawn) = (world.clone(), Box::new(world.clone()));
+    let core = Core::new(kernel, spawn, records, settings, denied).unwrap();
     core.restore(survivors).await.unwrap();
     core.ensure_default().unwrap();
     core.restore_domains().await;

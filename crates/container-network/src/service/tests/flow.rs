@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use container_api::ErrorCode;
+use container_api::audit::observed;
 use container_api::network::{
     Attach, ContainerNetwork, CreateNetwork, DnsRequest, Egress, HostAccess, Mode, NetworkChoice,
     Protocol, PublishPort,
@@ -86,6 +87,10 @@ async fn a_container_comes_and_goes() {
     assert_eq!(error.code, ErrorCode::InUse);
     core.detach("web").await.unwrap();
     core.detach("web").await.unwrap();
+    // On two networks: what was denied on both is told once.
+    let told = observed::waiting(&directory.path().join("observed")).unwrap();
+    let [(_, Some(told))] = told.as_slice() else { panic!("{told:?}") };
+    assert_eq!((told.subject.as_str(), told.counts["spoofed"]), ("web", 6));
     assert!(world.is_empty() && state(&core) == (0, 0));
     assert!(locked(&world.resolvers)["inner"].containers.is_empty());
     core.delete(&["inner".into()], &[]).await.unwrap();
