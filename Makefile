@@ -7,13 +7,15 @@ DESTDIR ?=
 # guest kernel; `cargo xtask variant` prepares both from the distribution's backports.
 QEMU    ?=
 KERNEL  ?=
+# `make test-host TESTS=NAME` runs some of its tests; `cargo xtask test-host --shell` opens a shell.
+TESTS   ?=
 # `make kernel KVM=1` builds the guest kernel with KVM in it.
 KVM     ?=
 
 export PATH := $(PATH):$(HOME)/.cargo/bin
 bootstrap := packaging/bootstrap.sh
 
-.PHONY: help build kernel demo test test-kvm bench install uninstall lint clean
+.PHONY: help build kernel demo test test-kvm test-host bench install uninstall lint clean
 
 help:
 	@echo 'make build            release binaries and the guest kernel, in target/'
@@ -21,6 +23,7 @@ help:
 	@echo 'make demo             build, make a Debian image and run it in its own VM'
 	@echo 'make test             unit and end-to-end tests   [QEMU=DIR] [KERNEL=DIR]'
 	@echo 'make test-kvm         the KVM path, inside an emulated machine that offers SVM'
+	@echo 'make test-host        what needs a whole host with systemd, in an emulated one [TESTS=]'
 	@echo 'make bench            the benchmarks of docs/benchmarks.md'
 	@echo 'make lint             rustfmt and clippy'
 	@echo 'make install          into PREFIX=$(PREFIX), below DESTDIR=$(DESTDIR)'
@@ -46,6 +49,10 @@ test:
 test-kvm:
 	@$(bootstrap) build demo test
 	@cargo xtask test-kvm
+
+test-host:
+	@$(bootstrap) build demo test host
+	@cargo xtask test-host $(TESTS)
 
 bench:
 	@$(bootstrap) build demo test

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes sure that what a make target needs is installed.
 #
-#   packaging/bootstrap.sh [toolchain] [build] [kernel] [demo] [test]
+#   packaging/bootstrap.sh [toolchain] [build] [kernel] [demo] [test] [host]
 #
 # Looks first and touches nothing when everything is there. What is missing is
 # announced, then installed from the distribution's own packages; only that (and
@@ -50,6 +50,8 @@ packages_for() {
         echo attr libcap2-bin uidmap util-linux zstd xz-utils curl procps
         echo iproute2 iputils-ping dnsmasq-base openssh-client socat tcpdump apache2-utils
         ;;
+    # What the emulated host of test-host is made with.
+    host) echo mmdebstrap uidmap util-linux e2fsprogs kmod tar ;;
     *) die "unknown set of packages: $1" ;;
     esac
 }

@@ -64,11 +64,24 @@ impl Distribution {
 
     /// Makes a root file system with `packages` in it, as a tar.
     pub fn root_file_system(&self, packages: &[&str], tar: &Path) -> Result<()> {
+        self.customized_root(packages, None, tar)
+    }
+
+    /// The same; `hook` is a program that changes the root, whose path is its argument.
+    pub fn customized_root(
+        &self,
+        packages: &[&str],
+        hook: Option<&Path>,
+        tar: &Path,
+    ) -> Result<()> {
         let fresh = tar.with_extension("new.tar");
         let mut command = Command::new("mmdebstrap");
         command.args(["--quiet", "--variant=essential", "--format=tar"]);
         if !packages.is_empty() {
             command.arg(format!("--include={}", packages.join(",")));
+        }
+        if let Some(hook) = hook {
+            command.arg(format!("--customize-hook={}", hook.display()));
         }
         command.arg(&self.codename).arg(&fresh);
         command.args(self.sources()?.iter().map(apt::Source::line));

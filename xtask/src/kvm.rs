@@ -162,7 +162,7 @@ fn boot(unpacked: &Path, disk: &Path) -> Result<Vec<String>> {
 
 /// The kernel file, and whether its disk driver is NVMe (built in at Debian) or virtio
 /// (built in at Ubuntu): the outer machine has no initramfs.
-fn kernel_and_disk(unpacked: &Path) -> Result<(PathBuf, bool)> {
+pub fn kernel_and_disk(unpacked: &Path) -> Result<(PathBuf, bool)> {
     let boot = unpacked.join("boot");
     let mut kernel = None;
     let mut nvme = true;

@@ -12,6 +12,7 @@ mod demo;
 #[cfg(feature = "documents")]
 mod documents;
 mod graph;
+mod host;
 mod install;
 mod kernel;
 mod kvm;
@@ -41,6 +42,8 @@ cargo xtask COMMAND
   test [--qemu DIR] [--kernel DIR] [--start cold|template|spare|all] [NAME…]
                              unit and end-to-end tests
   test-kvm                   the KVM path, inside an emulated machine with SVM
+  test-host [--shell] [NAME…]
+                             what needs a whole host (systemd), in an emulated one
   bench [NAME…] [--rounds N]  the benchmarks; plot draws docs/start.svg
   install --prefix DIR [--destdir DIR], uninstall
   lint                       rustfmt and clippy
@@ -80,6 +83,7 @@ fn run() -> Result<()> {
         "variant" => variant::prepare(&workspace, args.finish()?),
         "test" => test::run(&workspace, &test::Options::parse(args)?),
         "test-kvm" => kvm::test(&workspace, args.finish()?),
+        "test-host" => host::test(&workspace, &host::Options::parse(args)?),
         "bench" => bench::run(&workspace, args),
         "install" => install::install(&workspace, &install::Options::parse(args)?),
         "uninstall" => install::uninstall(&workspace, &install::Options::parse(args)?),
