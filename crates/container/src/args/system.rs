@@ -105,9 +105,9 @@ pub struct Logs {
     #[arg(long, value_name = "PREDICATE")]
     pub predicate: Option<String>,
     /// Lines of the level info and above [the default]
-    #[arg(long, conflicts_with = "debug")]
+    #[arg(long)]
     pub info: bool,
-    /// Lines of all levels that the services write
+    /// Lines of all levels that the services write, also with --info
     #[arg(long)]
     pub debug: bool,
 }
