@@ -17,6 +17,8 @@ use crate::sys::{self, call};
 struct Outside {
     /// The descriptors that there should be.
     descriptors: Vec<i32>,
+    /// One that is this VM's alone, open for reading and writing.
+    own: Option<i32>,
     /// One that is shared with other VMs.
     shared: Option<i32>,
     tap: Option<i32>,
@@ -38,6 +40,8 @@ pub fn attack(words: &[OsString]) -> Result<(), String> {
                 let numbers: Result<_, _> = text.split(',').map(str::parse).collect();
                 outside.descriptors = numbers.map_err(|e| format!("--fds: {e}"))?;
             }
+            "--out" => redirect(number(Some(value))?)?,
+            "--own" => outside.own = Some(number(Some(value))?),
             "--shared" => outside.shared = Some(number(Some(value))?),
             "--tap" => outside.tap = Some(number(Some(value))?),
             "--pid" => outside.processes.push(number(Some(value))?),
@@ -50,6 +54,9 @@ pub fn attack(words: &[OsString]) -> Result<(), String> {
     tell("jail-files", files::of_the_host(&outside.files));
     tell("jail-writing", files::writing());
     tell("jail-descriptors", files::descriptors(&outside.descriptors));
+    if let Some(fd) = outside.own {
+        tell("jail-landlock", files::own(fd));
+    }
     if let Some(fd) = outside.shared {
         tell("jail-shared", files::shared(fd));
     }
@@ -61,6 +68,15 @@ pub fn attack(words: &[OsString]) -> Result<(), String> {
         tell("jail-tap", tap(fd));
     }
     Ok(())
+}
+
+/// Answers go there.
+fn redirect(fd: i32) -> Result<(), String> {
+    // SAFETY: numbers alone; standard output is nobody's but this program's.
+    match unsafe { libc::dup2(fd, libc::STDOUT_FILENO) } {
+        -1 => Err(format!("--out: {}", Errno::last())),
+        _ => Ok(()),
+    }
 }
 
 fn privileges() -> Answer {

@@ -12,6 +12,8 @@ use nix::unistd::{ForkResult, fork};
 
 use crate::report::{Answer, number, say, tell};
 
+/// Bytes that are taken at once.
+const PIECE: usize = 4 << 20;
 /// Processes beyond which nobody counts.
 const MOST_PROCESSES: usize = 4096;
 
@@ -28,6 +30,12 @@ pub fn serve(words: &[OsString]) -> Result<(), String> {
     });
     say("listening");
     thread::sleep(Duration::from_secs(seconds));
+    Ok(())
+}
+
+/// `sleep SECONDS`: is there, to be attacked.
+pub fn sleep(words: &[OsString]) -> Result<(), String> {
+    thread::sleep(Duration::from_secs(number(words.first())?));
     Ok(())
 }
 
@@ -51,9 +59,10 @@ fn wait_for_line() {
 pub fn exhaust(words: &[OsString]) -> Result<(), String> {
     let bytes = number::<usize>(words.first())? << 20;
     let answer = match in_child(|| {
-        let mut held = vec![0_u8; bytes];
-        for page in held.chunks_mut(4096) {
-            page[0] = 1;
+        // In pieces, so that it is not the size of one that is refused.
+        let mut held: Vec<Vec<u8>> = Vec::new();
+        while held.len() * PIECE < bytes {
+            held.push(vec![1; PIECE]);
         }
         std::hint::black_box(&held);
         0

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 Usage: container-probe guest [--read-only PATH] [--host ADDR:PORT]... [--foreign ADDR:PORT]...
        container-probe defaults
-       container-probe jail [--fds N,N..] [--shared N] [--tap N] [--pid N]... [--file PATH]...
+       container-probe jail [--out N] [--fds N,N..] [--own N] [--shared N] [--tap N] [--pid N]... [--file PATH]...
            [--abstract NAME]
        container-probe knock PATH...
        container-probe serve PORT SECONDS
@@ -33,6 +33,7 @@ Usage: container-probe guest [--read-only PATH] [--host ADDR:PORT]... [--foreign
        container-probe exhaust MIB
        container-probe processes
        container-probe spin THREADS SECONDS
+       container-probe sleep SECONDS
 
 Not for direct use: container system check calls it.
 ";
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         "exhaust" => load::exhaust(&words),
         "processes" => load::processes(),
         "spin" => load::spin(&words),
+        "sleep" => load::sleep(&words),
         "--help" | "-h" => {
             print!("{USAGE}");
             return ExitCode::SUCCESS;

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use container_api::config::AcceleratorChoice;
 use container_api::trace::now_ns;
+use container_runtime_linux::hypervisor::attacker::{self, Attack};
 use container_runtime_linux::{helper, report, spare, tap, template};
 
 const USAGE: &str = "\
@@ -19,6 +20,8 @@ Usage: container-runtime-linux run DIRECTORY [--taps N]
        container-runtime-linux probe [--accelerator auto|kvm|tcg] [--qemu PATH]
            [--qemu-libraries DIRECTORY]... [--qemu-data DIRECTORY]
            [--allow-missing LAYER]... [--jail-uid UID]
+       container-runtime-linux attack PROBE --own FILE --shared FILE [--kvm yes|no]
+           [--allow-missing LAYER]... [--pid PID]... [--file PATH]... [--abstract NAME]
 
 The taps of the VM's network interfaces are descriptors 3 and up.
 
@@ -48,6 +51,7 @@ fn run(mut words: impl Iterator<Item = OsString>, began_ns: u64) -> Result<()> {
         }
         Some("template") => template::make(&directory(words).context("template")?),
         Some("probe") => probe(words),
+        Some("attack") => attack(words),
         Some("--help" | "-h" | "help") => {
             print!("{USAGE}");
             Ok(())
@@ -110,5 +114,36 @@ fn probe(mut words: impl Iterator<Item = OsString>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let report = runtime.block_on(report::make(options))?;
     println!("{}", serde_json::to_string(&report)?);
+    Ok(())
+}
+
+/// Puts the probe where a hypervisor would be, and prints what it says.
+fn attack(mut words: impl Iterator<Item = OsString>) -> Result<()> {
+    let probe = PathBuf::from(words.next().context("attack: no probe")?);
+    let mut attack = Attack { probe, ..Attack::default() };
+    let mut allow_missing = Vec::new();
+    while let Some(word) = words.next() {
+        let option = word.to_string_lossy().into_owned();
+        let value = words.next().with_context(|| format!("{option} needs a value"))?;
+        let text = || value.to_str().with_context(|| format!("{option}: not UTF-8"));
+        match option.as_str() {
+            "--own" => attack.own = value.into(),
+            "--shared" => attack.shared = value.into(),
+            "--kvm" => match text()? {
+                "yes" => attack.kvm = true,
+                "no" => attack.kvm = false,
+                other => bail!("--kvm is yes or no, not {other}"),
+            },
+            "--allow-missing" => allow_missing.push(text()?.to_owned()),
+            "--pid" => attack.processes.push(text()?.parse().context("--pid")?),
+            "--file" => attack.files.push(value.into()),
+            "--abstract" => attack.name = Some(text()?.to_owned()),
+            _ => bail!("attack: unknown option {option}"),
+        }
+    }
+    let jail = helper::jail(allow_missing, report::PROBE_UID)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let said = runtime.block_on(attacker::attack(&jail, &attack))?;
+    std::io::Write::write_all(&mut std::io::stdout(), &said)?;
     Ok(())
 }

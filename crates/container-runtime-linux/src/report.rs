@@ -11,7 +11,7 @@ use crate::hypervisor::{Accelerator, Source};
 use crate::probe;
 
 /// Host uid of the probe's own jails when root probes; VMs have ids of their own.
-const PROBE_UID: u32 = 999_999_999;
+pub const PROBE_UID: u32 = 999_999_999;
 
 /// What is asked for.
 #[derive(Clone, Debug)]

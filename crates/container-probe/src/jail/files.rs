@@ -76,6 +76,18 @@ fn is_open(fd: i32) -> bool {
     unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }
 
+/// A file that may be written by its descriptor, opened again by its name in `/proc`: its mode and
+/// its mount allow that, landlock does not.
+pub fn own(fd: i32) -> Answer {
+    match OpenOptions::new().write(true).open(format!("/proc/self/fd/{fd}")) {
+        Ok(_) => Answer::Open("a disk of its own opens a second time".into()),
+        Err(error) if error.raw_os_error() == Some(libc::EACCES) => {
+            Answer::Held(format!("a disk of its own does not open a second time: {error}"))
+        }
+        Err(error) => Answer::Skipped(format!("a disk of its own: {error}")),
+    }
+}
+
 /// Every way to change a file that other VMs read, by its descriptor.
 pub fn shared(fd: i32) -> Answer {
     let path = PathBuf::from(format!("/proc/self/fd/{fd}"));
@@ -111,6 +123,12 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     use super::*;
+
+    #[test]
+    fn without_landlock_a_file_opens_again() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(matches!(own(file.as_file().as_raw_fd()), Answer::Open(_)));
+    }
 
     #[test]
     fn a_host_without_a_jail_is_found_out() {

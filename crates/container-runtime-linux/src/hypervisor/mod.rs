@@ -10,6 +10,7 @@
 //! a phase drops it, which kills the process. Only this module knows QEMU.
 
 pub mod arch;
+pub mod attacker;
 mod child;
 mod command;
 mod devices;

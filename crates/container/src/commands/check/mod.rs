@@ -8,10 +8,18 @@ use crate::failure::{Outcome, print};
 use crate::render::{self, table};
 use crate::session::Session;
 
+mod agent;
+mod answers;
+mod explain;
+mod guest;
+mod image;
+mod jail;
+mod limits;
 mod security;
+mod stage;
 mod state;
 
-/// The exit code when a row failed.
+/// The exit code when a row failed, or a layer is missing.
 const FAILED: u8 = 1;
 
 /// What came of a row.
@@ -23,9 +31,19 @@ pub enum Verdict {
     /// It is not.
     #[serde(rename = "fail")]
     Fail,
+    /// It is not, and the configuration says that it need not be: as red as a failure.
+    #[serde(rename = "allowed missing")]
+    AllowedMissing,
     /// It could not be tried here; the evidence says why.
     #[serde(rename = "not run")]
     NotRun,
+}
+
+impl Verdict {
+    /// Whether it makes the exit code.
+    fn is_red(self) -> bool {
+        matches!(self, Verdict::Fail | Verdict::AllowedMissing)
+    }
 }
 
 impl std::fmt::Display for Verdict {
@@ -33,6 +51,7 @@ impl std::fmt::Display for Verdict {
         f.write_str(match self {
             Verdict::Pass => "pass",
             Verdict::Fail => "fail",
+            Verdict::AllowedMissing => "allowed missing",
             Verdict::NotRun => "not run",
         })
     }
@@ -41,7 +60,7 @@ impl std::fmt::Display for Verdict {
 /// One thing that was tried or compared.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Row {
-    /// What of: `audit`, `guest`, `jail`, `state`.
+    /// What of: `audit`, `guest`, `jail`, `state` and so on.
     pub area: &'static str,
     /// What should hold, in a few words.
     pub check: &'static str,
@@ -70,7 +89,7 @@ impl Row {
 /// Runs the command: exit code 1 when a row failed.
 pub async fn run(session: &Session, args: &Check) -> Outcome {
     if let Some(id) = &args.id {
-        return security::explain(session, id, args.format).await;
+        return explain::explain(session, id, args.format).await;
     }
     let mut rows = Vec::new();
     if args.state {
@@ -87,7 +106,7 @@ fn show(rows: &[Row], format: Format) -> Outcome {
         Format::Table => print(&rendered(rows))?,
         format => print(&render::data(format, "checks", &rows)?)?,
     }
-    let failed = rows.iter().any(|row| row.result == Verdict::Fail);
+    let failed = rows.iter().any(|row| row.result.is_red());
     Ok(if failed { FAILED } else { 0 })
 }
 
@@ -117,7 +136,11 @@ mod tests {
              audit  the trail is whole  pass    a\n\
              audit  the trail is whole  fail    b\\u{1b}\n"
         );
-        assert_eq!(show(&[pass.clone()], Format::Json).unwrap(), 0);
+        assert_eq!(show(std::slice::from_ref(&pass), Format::Json).unwrap(), 0);
+        let missing = Row { result: Verdict::AllowedMissing, ..pass.clone() };
+        assert_eq!(show(&[missing], Format::Json).unwrap(), FAILED);
+        let not_run = Row::not_run("audit", "the trail is whole", "none".into());
+        assert_eq!(show(&[not_run], Format::Json).unwrap(), 0);
         assert_eq!(show(&[pass, fail], Format::Json).unwrap(), FAILED);
     }
 }
