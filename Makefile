@@ -15,7 +15,7 @@ KVM     ?=
 export PATH := $(PATH):$(HOME)/.cargo/bin
 bootstrap := packaging/bootstrap.sh
 
-.PHONY: help build kernel demo test test-kvm test-host bench install uninstall lint clean
+.PHONY: help build kernel demo test test-kvm test-host bench install uninstall lint advisories clean
 
 help:
 	@echo 'make build            release binaries and the guest kernel, in target/'
@@ -25,7 +25,8 @@ help:
 	@echo 'make test-kvm         the KVM path, inside an emulated machine that offers SVM'
 	@echo 'make test-host        what needs a whole host with systemd, in an emulated one [TESTS=]'
 	@echo 'make bench            the benchmarks of docs/benchmarks.md'
-	@echo 'make lint             rustfmt and clippy'
+	@echo 'make lint             rustfmt, clippy, licences and sources of dependencies'
+	@echo 'make advisories       known weaknesses of dependencies (cargo-deny, needs the network)'
 	@echo 'make install          into PREFIX=$(PREFIX), below DESTDIR=$(DESTDIR)'
 	@echo 'make uninstall        what install put there'
 	@echo 'make clean            what was built'
@@ -61,6 +62,12 @@ bench:
 lint:
 	@$(bootstrap) toolchain
 	@cargo xtask lint
+
+# The list of weaknesses is fetched from where cargo-deny's makers keep it.
+advisories:
+	@$(bootstrap) toolchain
+	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	@cargo deny check advisories
 
 # Nothing is compiled as root: run `make build` first when installing with sudo.
 install:

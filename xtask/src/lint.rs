@@ -1,9 +1,10 @@
-//! rustfmt, clippy and the crate graph over the whole workspace; warnings are errors.
+//! rustfmt, clippy, the crate graph, dependencies and counts over the whole workspace; warnings are
+//! errors.
 
 use anyhow::Result;
 
-use crate::graph;
 use crate::workspace::{self, Workspace, step};
+use crate::{dependencies, graph, unsafety};
 
 /// Formats are checked, never written.
 pub fn run(workspace: &Workspace, (): ()) -> Result<()> {
@@ -20,5 +21,9 @@ pub fn run(workspace: &Workspace, (): ()) -> Result<()> {
         "warnings",
     ]))?;
     step("crate graph");
-    graph::check(workspace, ())
+    graph::check(workspace, ())?;
+    step("dependencies");
+    dependencies::check(workspace, ())?;
+    step("unsafe");
+    unsafety::check(workspace, ())
 }

@@ -9,6 +9,7 @@ mod bench;
 mod build;
 mod debian;
 mod demo;
+mod dependencies;
 #[cfg(feature = "documents")]
 mod documents;
 mod graph;
@@ -20,6 +21,7 @@ mod lint;
 mod slim;
 mod stamp;
 mod test;
+mod unsafety;
 mod variant;
 mod workspace;
 
@@ -46,7 +48,9 @@ cargo xtask COMMAND
                              what needs a whole host (systemd), in an emulated one
   bench [NAME…] [--rounds N]  the benchmarks; plot draws docs/start.svg
   install --prefix DIR [--destdir DIR], uninstall
-  lint                       rustfmt and clippy
+  lint                       rustfmt, clippy, the crate graph, dependencies, counts of unsafe
+  dependencies               licences, sources and bans of deny.toml, without the network
+  unsafe                     the counts of unsafe, into docs/security.md
   graph                      check the crate graph against the design";
 
 fn main() -> ExitCode {
@@ -90,6 +94,8 @@ fn run() -> Result<()> {
         #[cfg(feature = "documents")]
         "documents" => documents::write(args),
         "lint" => lint::run(&workspace, args.finish()?),
+        "dependencies" => dependencies::check(&workspace, args.finish()?),
+        "unsafe" => unsafety::write(&workspace, args.finish()?),
         "graph" => graph::check(&workspace, args.finish()?),
         other => bail!("unknown command {other:?}\n{USAGE}"),
     }
