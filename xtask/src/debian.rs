@@ -18,6 +18,9 @@ use crate::workspace::{Workspace, make_dir, run, step};
 /// The name that the image is loaded under.
 pub const NAME: &str = "debian-python:latest";
 
+/// What is in it beside the distribution's essence: a language, and a database.
+const PACKAGES: &[&str] = &["python3-minimal", "sqlite3"];
+
 /// The program in the top layer: reads its input and says what it saw.
 const PROGRAM: &str = include_str!("../assets/hello.py");
 
@@ -92,7 +95,7 @@ impl Distribution {
     }
 }
 
-/// An OCI archive of three layers: the distribution, python, a program. Made once.
+/// An OCI archive of three layers: the distribution, python and sqlite, a program. Made once.
 pub fn image(workspace: &Workspace) -> Result<PathBuf> {
     let folder = workspace.target.join("demo");
     make_dir(&folder)?;
@@ -100,6 +103,7 @@ pub fn image(workspace: &Workspace) -> Result<PathBuf> {
     let distribution = Distribution::of_the_machine()?;
     let stamp = Stamp::new(folder.join("debian.stamp"))
         .word("release", &distribution.codename)
+        .word("packages", &PACKAGES.join(" "))
         .word("program", PROGRAM);
     if stamp.is_current() && archive.exists() {
         return Ok(archive);
@@ -125,14 +129,18 @@ pub fn image(workspace: &Workspace) -> Result<PathBuf> {
     Ok(archive)
 }
 
-/// The distribution without and with python, as tars.
+/// The distribution without and with [`PACKAGES`], as tars.
 pub fn root_file_systems(distribution: &Distribution, folder: &Path) -> Result<[PathBuf; 2]> {
     let (base, full) = (folder.join("base.tar"), folder.join("full.tar"));
-    for (tar, packages) in [(&base, &[] as &[&str]), (&full, &["python3-minimal"])] {
-        if !tar.exists() {
+    for (tar, packages) in [(&base, &[] as &[&str]), (&full, PACKAGES)] {
+        let stamp = Stamp::new(tar.with_extension("stamp"))
+            .word("release", &distribution.codename)
+            .word("packages", &packages.join(" "));
+        if !stamp.is_current() || !tar.exists() {
             let what = packages.first().map(|name| format!(" with {name}")).unwrap_or_default();
             step(format!("image: mmdebstrap makes {}{what}", distribution.codename));
             distribution.root_file_system(packages, tar)?;
+            stamp.write()?;
         }
     }
     Ok([base, full])

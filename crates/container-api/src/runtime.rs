@@ -71,7 +71,8 @@ pub struct VmSpec {
     /// Directories of the installation that every share shows empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hidden: Vec<PathBuf>,
-    /// Block volumes; the guest finds them by [`volume_serial`].
+    /// Block volumes: the first [`VOLUME_SLOTS`] that are written to are behind disks that every VM
+    /// has for that, the others are plugged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<VolumeDisk>,
     /// No program will be started: the VM is there to read the container's disk, or to write it.
@@ -92,7 +93,10 @@ pub struct VmSpec {
 /// The tag of the virtio-fs that a container's file server serves.
 pub const SHARE_TAG: &str = "container";
 
-/// Serial number of the disk of a block volume, by its place in [`VmSpec::volumes`].
+/// Writable block volumes that a VM takes without a device being plugged.
+pub const VOLUME_SLOTS: usize = 2;
+
+/// Serial number of the disk of a plugged volume, by its place in [`VmSpec::volumes`].
 pub fn volume_serial(index: usize) -> String {
     format!("volume-{index}")
 }

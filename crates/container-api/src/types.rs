@@ -338,7 +338,7 @@ pub struct ContainerConfig {
     /// A kernel of its own: a bundle directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<PathBuf>,
-    /// `VOLUME`s of the image; noted, kept in the container itself.
+    /// `VOLUME`s of the image: an anonymous volume each, where nothing else is mounted.
     pub image_volumes: Vec<String>,
     /// Remove the container when it ends.
     pub auto_remove: bool,

@@ -6,9 +6,9 @@
 //! created, stopped ─► turn ─► VM without a program ─► the same ─► VM ended ─► as it was
 //! ```
 //! What a guest has written to a disk is read by a guest alone. So a container that does not run
-//! gets a VM for the time of the copy, without network, volumes and bind mounts. Its life is not
-//! touched by that: it is shown as it was, a start waits for its turn, and a service that finds
-//! such a VM at its own start ends it.
+//! gets a VM for the time of the copy, with its block volumes, without network and bind mounts.
+//! Its life is not touched by that: it is shown as it was, a start waits for its turn, and a
+//! service that finds such a VM at its own start ends it.
 
 use std::io::pipe;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -30,6 +30,7 @@ use crate::engine::Engine;
 use crate::helper::{END_DEADLINE, left_record};
 use crate::start::running;
 use crate::validate::name;
+use crate::volumes::Claim;
 use crate::watch::end_hypervisor;
 
 /// The signal that ends a copy whose caller has gone.
@@ -69,12 +70,14 @@ impl Engine {
             let message = format!("the root of container '{}' is read-only", container.id());
             return Err(ApiError::new(ErrorCode::PermissionDenied, message));
         }
-        let plan = self.plan(container).await?.for_maintenance();
+        let claim = self.claim_for_copy(container, &work).await?;
+        let plan = self.plan(container).await?.for_maintenance(claim.is_some());
         let machine = self.launch_bare(container, &plan).await?;
         container.update(|live| live.machine = Some(machine.clone()));
         self.write_down(container);
         // Dropped early or not, the VM's end is seen to.
-        let end = End { engine: self.clone(), container: container.clone(), machine };
+        let end =
+            End { engine: self.clone(), container: container.clone(), machine, _claim: claim };
         let outcome = carry_out(&end.machine, work, stdio, fds, responder).await;
         let outcome = match outcome {
             Err(error) if error.code == ErrorCode::Disconnected => {
@@ -229,7 +232,7 @@ async fn carry_out(
 /// Ends a VM that was there for a copy which nobody waits for any more.
 pub async fn end(engine: Arc<Engine>, container: Arc<Container>, machine: Arc<Machine>) {
     machine.helper.handle.kill();
-    End { engine, container, machine }.run().await;
+    End { engine, container, machine, _claim: None }.run().await;
 }
 
 /// The end of a VM that was there for a copy.
@@ -237,6 +240,8 @@ struct End {
     engine: Arc<Engine>,
     container: Arc<Container>,
     machine: Arc<Machine>,
+    /// Its volumes are nobody else's until it is gone.
+    _claim: Option<Claim>,
 }
 
 impl End {

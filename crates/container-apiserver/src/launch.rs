@@ -52,11 +52,13 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The same for a VM that only reads or writes the container's disk.
-    pub fn for_maintenance(self) -> Plan {
+    /// The same for a VM that only reads or writes the container's disk, and its volumes if they
+    /// are `claimed` for it.
+    pub fn for_maintenance(self, claimed: bool) -> Plan {
         // Nothing will run VMs in it.
         let shape = self.shape.filter(|shape| !shape.virtualization);
-        Plan { maintenance: true, virtualization: false, shape, ..self }
+        let volumes = if claimed { self.volumes } else { Vec::new() };
+        Plan { maintenance: true, virtualization: false, shape, volumes, ..self }
     }
 }
 
@@ -323,7 +325,6 @@ fn write_spec(plan: &Plan, spec: &mut VmSpec) -> Result<()> {
     spec.virtualization = plan.virtualization;
     if plan.maintenance {
         spec.shares.clear();
-        spec.volumes.clear();
     }
     for stale in [names::EXIT, names::SOCKET] {
         let _ = std::fs::remove_file(plan.directory.join(stale));

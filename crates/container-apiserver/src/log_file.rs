@@ -65,6 +65,9 @@ pub fn init(directory: &Path) -> io::Result<()> {
     tracing_subscriber::fmt()
         .json()
         .flatten_event(true)
+        // A line that can't be written must not become one on a standard error that may be as full:
+        // that would end the service.
+        .log_internal_errors(false)
         .with_max_level(level.unwrap_or(tracing::Level::INFO))
         .with_writer(move || shared.clone())
         .init();

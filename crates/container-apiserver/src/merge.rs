@@ -104,12 +104,6 @@ pub fn configure(
     let mut warnings = Vec::new();
     let init_process = init_process(options, &image.config)?;
     validate::process::check(&init_process)?;
-    for volume in &image.config.volumes {
-        warnings.push(format!(
-            "the image's volume {} is kept in the container itself: give it one with --volume",
-            escape(volume)
-        ));
-    }
     let mut network = validate::network::resolve(options)?;
     if options.publish_all && !image.config.exposed_ports.is_empty() {
         validate::network::publish_all(&mut network, &image.config.exposed_ports, &mut warnings)?;

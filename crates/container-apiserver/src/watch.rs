@@ -13,6 +13,7 @@ use crate::directory::{remove_tree, set_aside};
 use crate::engine::Engine;
 use crate::helper::{END_DEADLINE, left_record};
 use crate::lifecycle::Event;
+use crate::volumes::LEAVE_LIMIT;
 
 /// Exit code of every failure of ours.
 const FAILURE: u8 = 125;
@@ -79,6 +80,9 @@ async fn finish(
     );
     let mut aside = None;
     let ended = record.clone();
+    // The VM of one with volumes may still unmount them.
+    let claim = container.config.auto_remove.then(|| engine.claim_to_leave(container)).flatten();
+    let patience = if claim.is_some() { LEAVE_LIMIT } else { END_DEADLINE };
     if container.config.auto_remove {
         aside = engine.withdraw(container, Some(record)).unwrap_or_else(|error| {
             tracing::error!(container = container.id(), %error, "a container can't be removed");
@@ -87,8 +91,9 @@ async fn finish(
     } else {
         engine.apply(container, Event::Ended(record));
     }
-    machine.helper.end_within(END_DEADLINE).await;
+    machine.helper.end_within(patience).await;
     end_hypervisor(machine).await;
+    drop(claim);
     engine.networks.detach(container.id()).await;
     container.update(|live| live.machine = None);
     if !container.live().removed {

@@ -101,6 +101,9 @@ fn serve(app_root: &Path, config: Option<PathBuf>, allow_missing: &[String]) -> 
     // One JSON object a line on standard error, which the apiserver keeps as the service's log.
     tracing_subscriber::fmt()
         .json()
+        // A line that can't be written must not become one on a standard error that may be as full:
+        // that would end the service.
+        .log_internal_errors(false)
         .with_env_filter(
             EnvFilter::try_from_env("CONTAINER_LOG").unwrap_or_else(|_| EnvFilter::new("info")),
         )

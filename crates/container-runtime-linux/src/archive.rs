@@ -10,6 +10,7 @@ use vminitd_protocol::message::{self, Call};
 
 use crate::container::Container;
 use crate::process::Process;
+use crate::spec;
 use crate::state::State;
 
 /// Starts the work as soon as the guest takes requests.
@@ -34,7 +35,12 @@ pub async fn start(
     let streams = Some(process.stdio());
     container.register(process)?;
     let work = Some(in_guest(work));
-    let call = message::Archive { process: id.to_owned(), stdio: streams, work };
+    // Where a program runs its mounts are there.
+    let mounts = match container.spec.maintenance {
+        true => spec::disks(&container.config.mounts),
+        false => Vec::new(),
+    };
+    let call = message::Archive { process: id.to_owned(), stdio: streams, work, mounts };
     let outcome = container.ask(Call::Archive(Box::new(call))).await;
     if outcome.is_err() {
         container.forget(id);

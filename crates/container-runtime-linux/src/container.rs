@@ -23,7 +23,7 @@ use crate::process::Process;
 use crate::sockets::Sockets;
 use crate::state::{Admission, Event, Machine, State};
 use crate::timeline::Timeline;
-use crate::{exit, state};
+use crate::{exit, state, volumes};
 
 /// Ended execs whose records are kept for late waiters.
 const KEPT_RECORDS: usize = 256;
@@ -173,7 +173,7 @@ impl Container {
 
     /// Whether there is something to plug for the container's mounts.
     pub fn has_plugs(&self) -> bool {
-        !self.spec.volumes.is_empty() || !self.spec.shares.is_empty()
+        volumes::any_plugged(&self.spec) || !self.spec.shares.is_empty()
     }
 
     /// The VM has what the container's mounts need.

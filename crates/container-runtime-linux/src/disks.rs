@@ -1,4 +1,5 @@
-//! The disks that a spare's VM gets when it becomes a container's.
+//! The disks that a VM gets while it runs: those of a container when a spare becomes its own, and
+//! block volumes.
 //!
 //! The image's descriptor must come from a read-only mount, which only the jailer makes. It makes
 //! one of the whole directory of images ahead, so that none has to be made while somebody waits.
@@ -11,7 +12,7 @@ use container_api::runtime::VmSpec;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
 use crate::hypervisor::{Disk, Jail, Vm, open_shared};
-use crate::vm;
+use crate::{vm, volumes};
 
 /// Where images are, on a mount that nobody can write to.
 #[derive(Debug)]
@@ -48,6 +49,12 @@ impl Images {
 /// A container's disks.
 #[derive(Debug)]
 pub struct Disks {
+    own: Option<Own>,
+    volumes: Vec<(Disk, OwnedFd)>,
+}
+
+#[derive(Debug)]
+struct Own {
     image: Option<OwnedFd>,
     image_path: PathBuf,
     upper: OwnedFd,
@@ -58,30 +65,50 @@ impl Disks {
     /// Opens what a specification names.
     ///
     /// # Errors
-    /// When the writable disk can't be opened.
+    /// When a writable disk can't be opened, or a volume is in use.
     pub fn open(spec: &VmSpec, images: Option<&Images>, jail: Jail) -> Result<Disks> {
-        Ok(Disks {
+        let own = Own {
             image: images.and_then(|images| images.open(&spec.image_disk)),
             image_path: spec.image_disk.clone(),
             upper: vm::writable_disk(spec)?,
             jail,
-        })
+        };
+        Ok(Disks { own: Some(own), volumes: volumes::open_slots(spec)? })
     }
 
-    /// Puts them behind a VM's, both at once.
+    /// Of a VM that begins with its own: the volumes that are to be behind its slots, if any.
+    ///
+    /// # Errors
+    /// When one can't be opened or is in use.
+    pub fn of_volumes(spec: &VmSpec) -> Result<Option<Disks>> {
+        let volumes = volumes::open_slots(spec)?;
+        Ok((!volumes.is_empty()).then_some(Disks { own: None, volumes }))
+    }
+
+    /// Puts them behind a VM's, all at once.
     ///
     /// # Errors
     /// Those of the jailer and the VM.
     pub async fn swap<V: Vm>(self, vm: &V) -> Result<()> {
-        let image = async {
-            let image = match self.image {
-                Some(image) => image,
-                None => open_shared(&self.jail, &self.image_path).await?,
+        let own = async {
+            let Some(Own { image, image_path, upper, jail }) = self.own else { return Ok(()) };
+            let image = async {
+                let image = match image {
+                    Some(image) => image,
+                    None => open_shared(&jail, &image_path).await?,
+                };
+                vm.swap_disk(Disk::Image, image).await.context("the image")
             };
-            vm.swap_disk(Disk::Image, image).await.context("the image")
+            let upper = async { vm.swap_disk(Disk::Upper, upper).await.context("the upper") };
+            tokio::try_join!(image, upper).map(drop)
         };
-        let upper = async { vm.swap_disk(Disk::Upper, self.upper).await.context("the upper") };
-        tokio::try_join!(image, upper).map(drop)
+        let volumes = async {
+            for (disk, file) in self.volumes {
+                vm.swap_disk(disk, file).await.context("a volume")?;
+            }
+            Ok(())
+        };
+        tokio::try_join!(own, volumes).map(drop)
     }
 }
 

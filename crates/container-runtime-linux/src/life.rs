@@ -6,9 +6,11 @@
 //!   ▼                         ▼                            ▼
 //!   └─────────────────► verdict (exit.json) ──► output taken ──► VM ended ──► output delivered ──► off
 //! ```
-//! A spare's VM gets the container's disks while it is set up; the root is mounted after both.
+//! A spare's VM gets the container's disks while it is set up, any VM the volumes that it has slots
+//! for; the root is mounted after both.
 //! Further NICs are plugged meanwhile into a VM that was restored; its guest waits for them.
-//! With `--rm` the VM is killed before its output is delivered, and awaited after `off`.
+//! With `--rm` the VM is killed before its output is delivered, and awaited after `off`; one with
+//! volumes is ended in order after `off`.
 //!
 //! Exactly one verdict is reached ([`Container::conclude`]); whoever reaches it, the rest happens
 //! here.
@@ -63,13 +65,25 @@ pub async fn run<H: Hypervisor>(
         started: |pid| container.vm_started(pid),
     };
     container.timeline.phase("helper started");
+    let volumes = match Disks::of_volumes(&container.spec) {
+        Ok(volumes) => volumes,
+        Err(error) => {
+            let reason = format!("a volume can't be used: {error:#}");
+            container.conclude(exit::failure(reason), Manner::Kill);
+            let (record, _) = container.concluded().await;
+            return container.off(record);
+        }
+    };
     let found = search.find(Way::Any).await;
     let nics = blueprint.release_taps();
     match found {
         Ok(found) => {
             // One that was booted has them.
             let nics = if found.origin == VmOrigin::Template { nics } else { Vec::new() };
-            Machine::new(container, found, None).live(None, nics).await;
+            let (swapped, ready) = oneshot::channel();
+            let ready = volumes.is_some().then_some(ready);
+            let swap = volumes.map(|volumes| (volumes, swapped));
+            Machine::new(container, found, ready).live(swap, nics).await;
         }
         Err(NotFound::Cancelled) => {
             let (record, _) = container.concluded().await;
@@ -144,14 +158,20 @@ impl<'a, V: Vm> Machine<'a, V> {
         self.wishes = None;
         self.container.timeline.phase("program ran");
         self.take_output().await;
-        let end = Instant::now();
-        self.end_vm().await;
         // Nobody will look for what `--rm` leaves behind: whoever waits need not wait for the
-        // kernel to take a killed VM's memory apart.
-        if !self.container.config.auto_remove {
+        // kernel to take a killed VM's memory apart, nor for volumes to be unmounted.
+        let alone = self.container.config.auto_remove;
+        // Another process than the first has its output from a guest that ends in order.
+        let orderly = self.container.manner() == Manner::Orderly;
+        let later = alone && orderly && self.container.alive().len() <= 1;
+        let mut end = Instant::now();
+        if !later {
+            self.end_vm().await;
+            self.guest.abort();
+        }
+        if !alone {
             self.gone(end).await;
         }
-        self.guest.abort();
         for process in self.container.alive() {
             process.collect().await;
         }
@@ -162,7 +182,12 @@ impl<'a, V: Vm> Machine<'a, V> {
         self.container.timeline.phase("output delivered");
         let (record, _) = self.container.concluded().await;
         self.container.off(record);
-        if self.container.config.auto_remove {
+        if later {
+            end = Instant::now();
+            self.end_vm().await;
+            self.guest.abort();
+        }
+        if alone {
             self.gone(end).await;
         }
     }
@@ -230,7 +255,7 @@ async fn died(
     container.conclude(record, Manner::Kill);
 }
 
-/// Puts the container's disks behind a spare's. A failure ends the container.
+/// Puts the container's disks behind the VM's. A failure ends the container.
 async fn swap_disks<V: Vm>(
     container: &Container,
     vm: &V,
@@ -244,7 +269,7 @@ async fn swap_disks<V: Vm>(
             let _ = swapped.send(());
         }
         Err(error) => {
-            let reason = format!("the spare VM did not take the container's disks: {error:#}");
+            let reason = format!("the VM did not take the container's disks: {error:#}");
             container.conclude(exit::failure(reason), Manner::Kill);
         }
     }
@@ -263,7 +288,7 @@ async fn plug_nics<V: Vm>(container: &Container, vm: &V, nics: Vec<ExtraNic>) {
     }
 }
 
-/// Gives a VM that runs its volumes and shares. Not while its guest mounts the root: emulated
+/// Gives a VM that runs the volumes that it has no slots for, and its shares. Not while its guest mounts the root: emulated
 /// processors that find a device and mount at the same moment do not always meet again.
 async fn plug_mounts<V: Vm>(container: &Arc<Container>, vm: &V) {
     if !container.has_plugs() {
@@ -275,10 +300,10 @@ async fn plug_mounts<V: Vm>(container: &Arc<Container>, vm: &V) {
     container.set_plugged();
 }
 
-/// Gives a VM that runs the container's volumes. A failure ends the container.
+/// Plugs volumes. A failure ends the container.
 async fn plug_volumes<V: Vm>(container: &Container, vm: &V) {
     let spec = &container.spec;
-    if spec.volumes.is_empty() {
+    if !volumes::any_plugged(spec) {
         return;
     }
     let began_ns = now_ns();

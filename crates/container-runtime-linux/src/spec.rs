@@ -2,7 +2,7 @@
 
 use container_api::ApiError;
 use container_api::mounts::Mount;
-use container_api::runtime::{GuestNetwork, SHARE_TAG, volume_serial};
+use container_api::runtime::{GuestNetwork, SHARE_TAG};
 use container_api::types::{self, ByteString, ContainerConfig, ProcessConfig};
 use vminitd_protocol::capability;
 use vminitd_protocol::message::{
@@ -10,6 +10,7 @@ use vminitd_protocol::message::{
     ShareSource, StartContainer, Stdio, TerminalSize, TmpfsMount, User,
 };
 
+use crate::volumes::{self, Place};
 use crate::{seccomp, sockets};
 
 /// A terminal whose size nobody tells.
@@ -45,7 +46,8 @@ pub fn container(
 
 /// Shares and volumes, each by its number among its kind.
 fn mounts(mounts: &[Mount]) -> Vec<MountSpec> {
-    let (mut shares, mut disks) = (0.., 0..);
+    let disks = mounts.iter().filter(|mount| !mount.is_share());
+    let (mut shares, mut disks) = (0.., volumes::places(disks.map(|mount| mount.read_only)));
     let mut source = move |mount: &Mount| match mount.is_share() {
         true => MountSource::Share(ShareSource {
             tag: SHARE_TAG.into(),
@@ -54,7 +56,8 @@ fn mounts(mounts: &[Mount]) -> Vec<MountSpec> {
             copy: mount.copy,
         }),
         false => MountSource::Disk(DiskSource {
-            serial: volume_serial(disks.next().unwrap_or(0)),
+            // There is one for each.
+            serial: disks.next().map(Place::serial).unwrap_or_default(),
             copy: mount.copy,
         }),
     };
@@ -64,6 +67,13 @@ fn mounts(mounts: &[Mount]) -> Vec<MountSpec> {
         source: Some(source(mount)),
     };
     mounts.iter().map(spec).collect()
+}
+
+/// The block volumes among mounts.
+pub fn disks(mounts: &[Mount]) -> Vec<MountSpec> {
+    let mut all = self::mounts(mounts);
+    all.retain(|mount| matches!(mount.source, Some(MountSource::Disk(_))));
+    all
 }
 
 /// The start of the first process.

@@ -144,6 +144,7 @@ impl Blueprint {
             vcpus: spec.resources.cpus,
             image: spec.image_disk.clone(),
             upper: writable_disk(spec)?,
+            // Slots come with the places.
             takes_plugs: !spec.volumes.is_empty() || !spec.shares.is_empty(),
         })
     }

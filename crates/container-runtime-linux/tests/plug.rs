@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use container_runtime_linux::hypervisor::{Error, RamSharing, Vm, open_shared};
+use container_runtime_linux::hypervisor::{Disk, Error, RamSharing, Vm, open_shared};
 use machine::{LIMIT, guest, runtime};
 use template::Template;
 
@@ -72,25 +72,42 @@ fn a_clone_gets_disks_and_shared_directories() {
         let began = Instant::now();
         vm.plug_disk("volume-1", file.into(), false).await.expect("plugged");
         let asked = began.elapsed();
-        guest(&mut streams, &appears("/dev/vdc")).await;
+        guest(&mut streams, &appears("/dev/vde")).await;
         println!("a disk: asked in {asked:?}, there after {:?}", began.elapsed());
-        assert_eq!(guest(&mut streams, "cat /sys/block/vdc/serial").await, "volume-1");
-        let first = "dd if=/dev/vdc bs=7 count=1 2>/dev/null";
+        assert_eq!(guest(&mut streams, "cat /sys/block/vde/serial").await, "volume-1");
+        let first = "dd if=/dev/vde bs=7 count=1 2>/dev/null";
         assert_eq!(guest(&mut streams, first).await, "VOLUME");
-        guest(&mut streams, "echo WRITTEN | dd of=/dev/vdc conv=fsync 2>/dev/null").await;
+        guest(&mut streams, "echo WRITTEN | dd of=/dev/vde conv=fsync 2>/dev/null").await;
         let mut written = [0; 7];
         use std::os::unix::fs::FileExt;
         let file = fs::File::open(&path).expect("the disk");
         file.read_exact_at(&mut written, 0).expect("its content");
         assert_eq!(&written, b"WRITTEN");
 
+        // A slot is empty until it gets a file, and can be written then.
+        assert_eq!(guest(&mut streams, "cat /sys/block/vdd/serial").await, "slot-1");
+        let empty = "dd if=/dev/vdd bs=4096 count=1 2>/dev/null | tr -d '\\0' | wc -c";
+        assert_eq!(guest(&mut streams, empty).await, "0");
+        let path = template.machine.path("slot");
+        let began = Instant::now();
+        let file = support::disk(&path, b"BEHIND\n");
+        vm.swap_disk(Disk::SecondSlot, file.into()).await.expect("swapped");
+        println!("a slot: swapped in {:?}", began.elapsed());
+        let first = "echo 1 >/proc/sys/vm/drop_caches; blockdev --flushbufs /dev/vdd; \
+                     dd if=/dev/vdd bs=7 count=1 2>/dev/null";
+        assert_eq!(guest(&mut streams, first).await, "BEHIND");
+        guest(&mut streams, "echo CHANGED | dd of=/dev/vdd conv=fsync 2>/dev/null").await;
+        let file = fs::File::open(&path).expect("the slot's file");
+        file.read_exact_at(&mut written, 0).expect("its content");
+        assert_eq!(&written, b"CHANGED");
+
         let read_only = support::disk(&template.machine.path("shared"), b"SHARED\n");
         let refused = vm.plug_disk("shared", read_only.into(), true).await;
         assert!(matches!(refused, Err(Error::Config(_))), "can be written: {refused:?}");
         let shared = open_shared(&support::jail(), &template.machine.path("shared")).await;
         vm.plug_disk("shared", shared.expect("a file"), true).await.expect("plugged");
-        guest(&mut streams, &appears("/dev/vdd")).await;
-        assert_eq!(guest(&mut streams, "cat /sys/block/vdd/ro").await, "1");
+        guest(&mut streams, &appears("/dev/vdf")).await;
+        assert_eq!(guest(&mut streams, "cat /sys/block/vdf/ro").await, "1");
 
         let directory = template.machine.path("directory");
         fs::create_dir(&directory).expect("a directory");

@@ -3,14 +3,14 @@
 //! | work | sees |
 //! |---|---|
 //! | read, write; a program runs | the container's root, with all that is mounted in it |
-//! | read, write; none runs | image and upper joined, nothing mounted |
-//! | export | the same |
+//! | read, write; none runs | image and upper joined, with the container's volumes |
+//! | export | image and upper joined, nothing mounted |
 //! | diff, layer | the upper directory, and the image beside it |
 //!
 //! The files are hostile, and change meanwhile: see [`container_archive`].
 
 use crate::cgroup;
-use crate::root::{LOWER, ROOT, UPPER_DIRECTORY};
+use crate::root::{LOWER, UPPER_DIRECTORY};
 use container_archive::{
     ArchiveError, Owner, Packing, Rules, Source, TarReader, Unpacker, View, diff, pack_children,
     pack_path,
@@ -38,12 +38,11 @@ pub fn is_inside(work: &ArchiveWork) -> bool {
     matches!(work, ArchiveWork::Read(_) | ArchiveWork::Write(_))
 }
 
-/// Does the work; `inside` says that this process's root is the container's. The exit code.
-pub fn run(work: &ArchiveWork, inside: bool) -> i32 {
-    let root = if inside { "/" } else { ROOT };
+/// Does the work in `root`; `alone` says that no program of the container runs. The exit code.
+pub fn run(work: &ArchiveWork, root: &str, alone: bool) -> i32 {
     match carry_out(work, root) {
         Ok(()) => {
-            if matches!(work, ArchiveWork::Write(_)) && !inside {
+            if matches!(work, ArchiveWork::Write(_)) && alone {
                 // This VM may end at once.
                 sync();
             }

@@ -34,6 +34,7 @@ mod tree;
 mod user;
 mod volumes;
 
+use crate::block::Disks;
 use crate::cgroup::{self, Room};
 use crate::failure::{Context, Failure};
 use crate::sys;
@@ -86,14 +87,16 @@ pub struct Container {
     surroundings: Surroundings,
 }
 
-/// Starts the first process of a container in the mounted root.
+/// Starts the first process of a container in the mounted root; its volumes are among `disks`.
 pub fn start_container(
     start: &StartContainer,
+    disks: &mut Disks,
     ahead: Option<Launcher>,
 ) -> Result<(Container, Launched), Failure> {
     let room = ahead.as_ref().map_or_else(Room::measure, |ahead| ahead.room.now());
     cgroup::limit(&start.container.limits.clone().unwrap_or_default(), room)?;
-    let (surroundings, launched) = first::start(start, ahead)?;
+    let volumes = volumes::take(&start.container.mounts, disks)?;
+    let (surroundings, launched) = first::start(start, &volumes, ahead)?;
     let pidfd = launched.pidfd.try_clone().internal("duplicate a process handle")?;
     let hostname = start.container.hostname.clone();
     let disk = |mount: &MountSpec| match &mount.source {

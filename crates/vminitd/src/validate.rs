@@ -5,7 +5,7 @@ use crate::failure::Failure;
 use crate::launch::filter;
 use vminitd_protocol::message::{
     Archive, ArchiveWork, ConfigureNetwork, ContainerSpec, FileEvent, Interface, Limits,
-    MountSource, ProcessSpec, RaiseFileEvents,
+    MountSource, MountSpec, ProcessSpec, RaiseFileEvents,
 };
 use vminitd_protocol::{
     MAX_ADDRESSES, MAX_FILE_EVENT_BYTES, MAX_FILE_EVENTS, MAX_INTERFACES, MAX_SOCKET_PATH,
@@ -69,7 +69,11 @@ pub fn archive(request: &Archive) -> Result<(), Failure> {
         }
         _ => &[],
     };
-    check(path.len() <= MAX_PATH && !path.contains(&0), "a path is too long, or has a NUL byte")
+    check(path.len() <= MAX_PATH && !path.contains(&0), "a path is too long, or has a NUL byte")?;
+    check(request.mounts.len() <= MAX_PATHS, "too many paths")?;
+    let disk = |mount: &MountSpec| matches!(mount.source, Some(MountSource::Disk(_)));
+    check(request.mounts.iter().all(disk), "a mount for a copy is no disk")?;
+    request.mounts.iter().try_for_each(mount)
 }
 
 /// Checks changes of files.
@@ -99,20 +103,23 @@ pub fn container(spec: &ContainerSpec) -> Result<(), Failure> {
         check(path(&tmpfs.path), "tmpfs path is not absolute")?;
         check(tmpfs.path.iter().any(|b| *b != b'/'), "a tmpfs can't replace the root")?;
     }
-    for mount in &spec.mounts {
-        check(path(&mount.path), "a mount's path is not absolute")?;
-        check(mount.path.iter().any(|b| *b != b'/'), "a mount can't replace the root")?;
-        check(mount.source.is_some(), "a mount's source is not known here")?;
-        if let Some(MountSource::Share(share)) = &mount.source {
-            let digits = !share.name.is_empty() && share.name.bytes().all(|b| b.is_ascii_digit());
-            check(digits, "a share's name is not a number")?;
-        }
-    }
+    spec.mounts.iter().try_for_each(mount)?;
     check(spec.sockets.len() <= MAX_SOCKETS, "too many sockets")?;
     spec.sockets.iter().try_for_each(|socket| socket_path(&socket.path))?;
     check(spec.hosts.len() <= MAX_FILE, "hosts file is too long")?;
     check(spec.resolv_conf.len() <= MAX_FILE, "resolv.conf is too long")?;
     spec.limits.as_ref().map_or(Ok(()), limits)
+}
+
+fn mount(mount: &MountSpec) -> Result<(), Failure> {
+    check(path(&mount.path), "a mount's path is not absolute")?;
+    check(mount.path.iter().any(|b| *b != b'/'), "a mount can't replace the root")?;
+    check(mount.source.is_some(), "a mount's source is not known here")?;
+    if let Some(MountSource::Share(share)) = &mount.source {
+        let digits = !share.name.is_empty() && share.name.bytes().all(|b| b.is_ascii_digit());
+        check(digits, "a share's name is not a number")?;
+    }
+    Ok(())
 }
 
 /// Checks the path of a socket.

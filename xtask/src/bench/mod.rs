@@ -21,6 +21,7 @@ mod streams;
 mod trace;
 mod translation;
 mod unpack;
+mod volumes;
 
 use std::path::PathBuf;
 
@@ -64,6 +65,7 @@ const ALL: &[Entry] = &[
     ("network-lookup", network::lookup),
     ("network-load", network::load),
     ("mount-start", mounts::start),
+    ("volume-start", volumes::start),
     ("mount-io", mounts::share),
     ("disk-io", mounts::disk),
     ("translation-cache", translation::translation_cache),

@@ -10,6 +10,7 @@
 //! now is in [`claim`].
 
 mod claim;
+mod copy;
 mod mounts;
 mod options;
 mod requests;
@@ -25,11 +26,11 @@ use container_api::mounts::{Volume, VolumeKind};
 use container_api::paths::AppRoot;
 use container_api::types::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, Notify};
 
 use crate::directory::{GONE, NEW, Staged, allocated, read_json, set_aside, write_json};
 
-pub use claim::Claim;
+pub use claim::{Claim, LEAVE_LIMIT};
 pub use mounts::{Made, names};
 pub use requests::no_volume;
 
@@ -67,6 +68,8 @@ pub struct Volumes {
     pub turn: AsyncMutex<()>,
     /// What starts under way have claimed.
     claims: Mutex<Vec<claim::Claimed>>,
+    /// A claim was given back.
+    freed: Notify,
 }
 
 impl Volumes {
@@ -77,6 +80,7 @@ impl Volumes {
             records: Mutex::default(),
             turn: AsyncMutex::new(()),
             claims: Mutex::default(),
+            freed: Notify::new(),
         }
     }
 

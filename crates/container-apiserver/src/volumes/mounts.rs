@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use container_api::apiserver::CreateOptions;
 use container_api::escape::escape;
+use container_api::images::FormatVolume;
 use container_api::mounts::{Mount, MountKind, MountOptions, VolumeKind, VolumeOptions};
-use container_api::runtime::VolumeDisk;
+use container_api::runtime::{VOLUME_SLOTS, VolumeDisk};
 use container_api::types::{ByteString, ContainerConfig};
 use container_api::{ApiError, ErrorCode, Result};
 
@@ -41,9 +42,12 @@ impl Drop for Made {
     }
 }
 
+/// A volume that is to be made, and how its disk is.
+type Missing = (Record, Option<FormatVolume>);
+
 impl Engine {
-    /// Gives `config` its volumes, made where they are missing. They stay while the reservation
-    /// does.
+    /// Gives `config` its volumes, those of its image among them, made where they are missing. They
+    /// stay while the reservation does.
     pub async fn mount_volumes(
         self: &Arc<Self>,
         asked: &CreateOptions,
@@ -51,39 +55,45 @@ impl Engine {
         reservation: &Reservation,
     ) -> Result<Made> {
         let mut made = Made { engine: self.clone(), names: Vec::new() };
-        let wanted: Vec<MountOptions> =
+        let mut wanted: Vec<MountOptions> =
             asked.mounts.iter().filter(|m| m.kind == MountKind::Volume).cloned().collect();
+        wanted.extend(image_volumes(config, &wanted)?);
         if wanted.is_empty() {
+            check(config)?;
             return Ok(made);
         }
         let _turn = self.volumes.turn.lock().await;
+        let mut missing = Vec::new();
         for mount in &wanted {
-            let mount = self.mount_volume(mount, &mut made).await?;
+            let (mount, new) = self.plan_volume(mount)?;
             config.mounts.push(mount);
+            missing.extend(new);
         }
+        // Nothing is made for a container that can't be.
         check(config)?;
+        for (record, format) in missing {
+            let own = record.anonymous.then(|| record.name.clone());
+            self.make_volume(record, format).await?;
+            made.names.extend(own);
+        }
         reservation.mounts(names(config));
         Ok(made)
     }
 
-    async fn mount_volume(&self, asked: &MountOptions, made: &mut Made) -> Result<Mount> {
+    /// A mount of a volume, and the volume where it is to be made.
+    fn plan_volume(&self, asked: &MountOptions) -> Result<(Mount, Option<Missing>)> {
         let destination = destination(&asked.destination)?;
         let name = String::from_utf8(asked.source.0.clone())
             .map_err(|_| ApiError::invalid("a volume's name is not text"))?;
-        let known = self.volumes.find(&name);
-        let record = match known {
-            Some(record) => record,
+        let (record, missing) = match self.volumes.find(&name) {
+            Some(record) => (record, None),
             None => {
                 let options = VolumeOptions { name, ..VolumeOptions::default() };
                 let (record, format) = options::record(&options)?;
-                self.make_volume(record.clone(), format).await?;
-                if record.anonymous {
-                    made.names.push(record.name.clone());
-                }
-                record
+                (record.clone(), Some((record, format)))
             }
         };
-        Ok(Mount {
+        let mount = Mount {
             kind: MountKind::Volume,
             source: record.name.as_str().into(),
             destination,
@@ -92,7 +102,8 @@ impl Engine {
             anonymous: record.anonymous,
             shared: record.kind == VolumeKind::Shared,
             ..Mount::default()
-        })
+        };
+        Ok((mount, missing))
     }
 
     /// The disks of a container's block volumes, in the order of its mounts; none that is damaged.
@@ -137,10 +148,36 @@ fn destination(path: &ByteString) -> Result<ByteString> {
     Ok(ByteString(clean))
 }
 
+/// Anonymous volumes for the image's `VOLUME`s at whose paths nothing else is mounted.
+fn image_volumes(config: &ContainerConfig, asked: &[MountOptions]) -> Result<Vec<MountOptions>> {
+    let mut taken: BTreeSet<Vec<u8>> =
+        asked.iter().map(|mount| plain(mount.destination.as_bytes())).collect();
+    taken.extend(config.mounts.iter().map(|mount| plain(mount.destination.as_bytes())));
+    taken.extend(config.tmpfs.iter().map(|tmpfs| plain(tmpfs.destination.as_bytes())));
+    let mut volumes = Vec::new();
+    for path in &config.image_volumes {
+        let destination = destination(&path.as_str().into())
+            .map_err(|error| error.context("a VOLUME of the image"))?;
+        let top = destination.0.split(|byte| *byte == b'/').nth(1);
+        if matches!(top, Some(b"proc" | b"sys")) {
+            let message = "a VOLUME of the image is in /proc or /sys: nothing can be mounted there";
+            return Err(ApiError::invalid(message));
+        }
+        if taken.insert(destination.0.clone()) {
+            let kind = MountKind::Volume;
+            volumes.push(MountOptions { kind, destination, ..MountOptions::default() });
+        }
+    }
+    Ok(volumes)
+}
+
 /// How many devices have to be plugged.
 fn plugs(config: &ContainerConfig) -> usize {
     let mounts = || config.mounts.iter();
-    let disks = mounts().filter(|mount| !mount.is_share()).count();
+    let disks = || mounts().filter(|mount| !mount.is_share());
+    let read = disks().filter(|mount| mount.read_only).count();
+    let written = disks().count() - read;
+    let disks = read + written.saturating_sub(VOLUME_SLOTS);
     let share = usize::from(mounts().any(Mount::is_share));
     let nics = config.network.networks.len().saturating_sub(1);
     disks + share + nics
@@ -163,8 +200,11 @@ fn check(config: &ContainerConfig) -> Result<()> {
     match plugs(config) {
         0..=PLUGS => Ok(()),
         many => Err(ApiError::invalid(format!(
-            "too many volumes and networks: they need {many} devices to be plugged into the VM, \
-             which takes {PLUGS}"
+            "too many volumes and networks: {many} devices would be plugged into the VM, which \
+             takes {PLUGS}: one for each block volume and VOLUME of the image after the first \
+             {VOLUME_SLOTS} that are written to, one for each network after the first, one for all \
+             bind mounts and shared volumes. A '--tmpfs PATH', a bind mount or a shared volume in \
+             the place of a VOLUME needs none of its own"
         ))),
     }
 }
@@ -179,6 +219,7 @@ pub fn names(config: &ContainerConfig) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::store::tests::config;
+    use container_api::types::Tmpfs;
 
     fn mount(name: &str, at: &str, read_only: bool) -> Mount {
         let (kind, source) = (MountKind::Volume, name.into());
@@ -196,17 +237,38 @@ mod tests {
     }
 
     #[test]
+    fn volumes_of_the_image_are_where_nothing_else_is() {
+        let mut config = config("web");
+        let places = ["/data", "/a//b/", "/data/", "/bound", "/memory", "/named"];
+        config.image_volumes = places.map(String::from).to_vec();
+        config.mounts = vec![Mount { destination: "/bound".into(), ..Mount::default() }];
+        let tmpfs = Tmpfs { destination: "/memory/".into(), options: Vec::new() };
+        config.tmpfs = vec![tmpfs];
+        let named = MountOptions { destination: "/named/.".into(), ..MountOptions::default() };
+        let volumes = image_volumes(&config, &[named]).unwrap();
+        let found: Vec<_> = volumes.iter().map(|mount| mount.destination.clone()).collect();
+        assert_eq!(found, [ByteString::from("/data"), ByteString::from("/a/b")]);
+        assert!(volumes.iter().all(|mount| mount.source.0.is_empty() && !mount.read_only));
+        for bad in ["", "/", "data", "/a/../b", "/proc/x", "/sys"] {
+            config.image_volumes = vec![bad.into()];
+            image_volumes(&config, &[]).unwrap_err();
+        }
+    }
+
+    #[test]
     fn what_a_vm_can_not_have_is_refused() {
         let mut config = config("web");
-        config.mounts = vec![mount("a", "/a", false), mount("b", "/b", false)];
+        config.mounts = vec![mount("a", "/a", false), mount("b", "/b", true)];
         check(&config).unwrap();
-        assert_eq!(plugs(&config), 2);
+        assert_eq!(plugs(&config), 1);
         config.mounts.push(mount("a", "/c", false));
         check(&config).unwrap_err();
         config.mounts[2] = mount("c", "/a", true);
         check(&config).unwrap_err();
         config.mounts.pop();
-        config.mounts.extend((0..3).map(|n| mount(&format!("v{n}"), &format!("/v{n}"), true)));
+        // Two are written to without being plugged.
+        config.mounts.extend((0..5).map(|n| mount(&format!("v{n}"), &format!("/v{n}"), false)));
+        assert_eq!(plugs(&config), 5);
         check(&config).unwrap_err();
         config.mounts.pop();
         check(&config).unwrap();

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
 use container_api::images::{FormatVolume, Request};
-use container_api::mounts::{PrunedVolumes, Volume, VolumeKind, VolumeOptions};
+use container_api::mounts::{PrunedVolumes, Volume, VolumeOptions};
 use container_api::paths::DISK_LEN;
 use container_api::types::UsageOf;
 use container_api::{ApiError, ErrorCode, Result};
@@ -33,10 +33,6 @@ impl Engine {
         format: Option<FormatVolume>,
     ) -> Result<()> {
         let name = record.name.clone();
-        if record.kind == VolumeKind::Shared {
-            let message = "volumes of type=shared are not supported yet";
-            return Err(ApiError::new(ErrorCode::Unsupported, message));
-        }
         if self.volumes.find(&name).is_some() {
             let message = format!("a volume named '{name}' exists already");
             return Err(ApiError::new(ErrorCode::AlreadyExists, message));

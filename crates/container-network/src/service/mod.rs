@@ -72,5 +72,12 @@ pub fn main() -> ExitCode {
 fn log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("CONTAINER_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .json()
+        // A line that can't be written must not become one on a standard error that may be as full:
+        // that would end the service.
+        .log_internal_errors(false)
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
 }

@@ -32,7 +32,7 @@ pub struct Numbers {
     pub tap: Option<RawFd>,
     /// Those of further NICs, and their hardware addresses.
     pub more_taps: Vec<(RawFd, Mac)>,
-    /// Disks in the order of [`Disk::ALL`].
+    /// Disks in the order of [`Disk::OWN`].
     pub disks: [RawFd; 2],
     /// QMP socket.
     pub monitor: RawFd,
@@ -130,11 +130,19 @@ pub fn vm(install: &QemuInstall, shape: Shape, numbers: Numbers) -> Vec<OsString
         }
         Guest::Incoming => push("-incoming", "defer".into()),
     }
-    for (disk, fd) in Disk::ALL.into_iter().zip(numbers.disks) {
-        let file = devices::file_node_name(disk, FIRST_GENERATION);
-        push("-add-fd", format!("set={},fd={fd}", disk.fdset()));
-        push("-blockdev", devices::file_node(&file, disk.fdset(), disk.read_only()).to_string());
-        push("-blockdev", devices::top_node(disk.name(), &file, disk.read_only()).to_string());
+    let slots = devices::slots(shape.root_ports);
+    let files = numbers.disks.map(Some).into_iter().chain(slots.iter().map(|_| None));
+    for (disk, fd) in Disk::OWN.iter().chain(slots).zip(files) {
+        let name = devices::file_node_name(*disk, FIRST_GENERATION);
+        let file = match (disk.fdset(), fd) {
+            (Some(fdset), Some(fd)) => {
+                push("-add-fd", format!("set={fdset},fd={fd}"));
+                devices::file_node(&name, fdset, disk.read_only())
+            }
+            _ => devices::empty_node(&name),
+        };
+        push("-blockdev", file.to_string());
+        push("-blockdev", devices::top_node(disk.name(), &name, disk.read_only()).to_string());
     }
     for (port, fd) in devices::Port::ALL.into_iter().zip(numbers.ports) {
         push("-chardev", format!("socket,id={},fd={fd}", port.name()));

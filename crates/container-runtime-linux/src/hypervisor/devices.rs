@@ -23,18 +23,32 @@ pub enum Disk {
     Image,
     /// The container's own ext4 file.
     Upper,
+    /// Of a block volume, which is put behind it while the VM runs; empty without.
+    FirstSlot,
+    /// One more.
+    SecondSlot,
 }
 
 impl Disk {
-    /// All disks in device order.
-    pub const ALL: [Disk; 2] = [Disk::Image, Disk::Upper];
+    /// Those with files from the beginning, in device order.
+    pub const OWN: [Disk; 2] = [Disk::Image, Disk::Upper];
+    /// Those of block volumes, in device order after these. A volume behind one costs a start next
+    /// to nothing; one that is plugged costs an emulated guest 150 ms.
+    pub const SLOTS: [Disk; 2] = [Disk::FirstSlot, Disk::SecondSlot];
 
     /// Block node, device id and serial number.
     pub fn name(self) -> &'static str {
         match self {
             Disk::Image => "image",
             Disk::Upper => "upper",
+            Disk::FirstSlot => "slot-0",
+            Disk::SecondSlot => "slot-1",
         }
+    }
+
+    /// Its place among all.
+    pub fn index(self) -> usize {
+        self as usize
     }
 
     /// Whether the guest can't write to it.
@@ -42,13 +56,19 @@ impl Disk {
         self == Disk::Image
     }
 
-    /// The number of its first descriptor set.
-    pub fn fdset(self) -> u32 {
+    /// The number of its first descriptor set, where it has a file from the beginning.
+    pub fn fdset(self) -> Option<u32> {
         match self {
-            Disk::Image => 1,
-            Disk::Upper => 2,
+            Disk::Image => Some(1),
+            Disk::Upper => Some(2),
+            Disk::FirstSlot | Disk::SecondSlot => None,
         }
     }
+}
+
+/// The slots of a VM with this many places for devices: those without have neither.
+pub fn slots(root_ports: u32) -> &'static [Disk] {
+    if root_ports > 0 { &Disk::SLOTS } else { &[] }
 }
 
 /// A virtio-serial port.
@@ -99,7 +119,7 @@ pub fn devices(features: &Features, nic: bool, more_nics: &[Mac], root_ports: u3
             "virtserialport,bus=serial.0,nr={number},chardev={name},id={name},name={name}"
         ));
     }
-    for disk in Disk::ALL {
+    for disk in Disk::OWN.iter().chain(slots(root_ports)) {
         let name = disk.name();
         devices.push(argument(DISK_DRIVER, disk_properties(name, name, disk.read_only())));
     }
@@ -197,6 +217,16 @@ pub fn file_node(node: &str, fdset: u32, read_only: bool) -> serde_json::Value {
     })
 }
 
+/// The `file` node of a disk that has no file yet: as long as all, and zeros.
+pub fn empty_node(node: &str) -> serde_json::Value {
+    serde_json::json!({
+        "driver": "null-co",
+        "node-name": node,
+        "size": super::DISK_LEN,
+        "read-zeroes": true,
+    })
+}
+
 /// The node that the device sits on; its `file` can be replaced.
 pub fn top_node(node: &str, file_node: &str, read_only: bool) -> serde_json::Value {
     serde_json::json!({
@@ -234,10 +264,13 @@ mod tests {
     }
 
     #[test]
-    fn only_the_upper_can_be_written() {
-        for disk in Disk::ALL {
-            assert_eq!(disk.read_only(), disk != Disk::Upper);
+    fn all_but_the_image_can_be_written() {
+        let all = [&Disk::OWN[..], &Disk::SLOTS].concat();
+        for (index, disk) in all.into_iter().enumerate() {
+            assert_eq!(disk.read_only(), disk == Disk::Image);
+            assert_eq!((disk.index(), disk.fdset().is_some()), (index, index < 2));
         }
+        assert_eq!((slots(0).len(), slots(ROOT_PORTS).len()), (0, 2));
         for read_only in [false, true] {
             assert_eq!(file_node("n", 1, read_only)["read-only"], read_only);
             assert_eq!(top_node("n", "f", read_only)["read-only"], read_only);

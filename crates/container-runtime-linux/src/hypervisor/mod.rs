@@ -190,7 +190,8 @@ pub trait Vm {
     /// Puts another file behind a disk. The guest must not use the disk
     /// meanwhile and must drop its cache of it afterwards; the file has
     /// [`DISK_LEN`] bytes. A read-only disk takes only what [`open_shared`]
-    /// gives. Legal while running or paused.
+    /// gives. A VM has slots where it may have devices plugged. Legal while
+    /// running or paused.
     async fn swap_disk(&self, disk: Disk, file: OwnedFd) -> Result<(), Error>;
 
     /// Writes the device state. Legal while paused. The RAM is not in it: it is the file of

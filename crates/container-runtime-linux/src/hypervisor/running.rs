@@ -31,17 +31,17 @@ pub struct Running {
     pub(super) qmp: Qmp,
     pub(super) ram: OwnRam,
     pub(super) plugs: Plugs,
-    /// What each disk sits on, in the order of [`Disk::ALL`].
-    swaps: tokio::sync::Mutex<[FileNode; 2]>,
+    /// What each disk sits on, by [`Disk::index`].
+    swaps: tokio::sync::Mutex<[FileNode; 4]>,
     generation: AtomicU32,
     next_fdset: AtomicU32,
 }
 
-/// A block node over one descriptor set.
+/// A block node over one descriptor set, or over none.
 #[derive(Debug)]
 pub(super) struct FileNode {
     pub(super) name: String,
-    fdset: u32,
+    fdset: Option<u32>,
 }
 
 impl FileNode {
@@ -52,7 +52,9 @@ impl FileNode {
 
 impl Running {
     pub(super) fn new(child: Child, qmp: Qmp, ram: OwnRam, root_ports: u32) -> Running {
-        let swaps = [FileNode::first(Disk::Image), FileNode::first(Disk::Upper)];
+        let [image, upper] = Disk::OWN.map(FileNode::first);
+        let [first, second] = Disk::SLOTS.map(FileNode::first);
+        let swaps = [image, upper, first, second];
         Running {
             child,
             qmp,
@@ -84,22 +86,22 @@ impl Running {
             check_unwritable(&file)?;
         }
         let fdset = self.next_fdset.fetch_add(1, Ordering::Relaxed);
-        let node = FileNode { name, fdset };
-        let add = qmp::AddFd { fdset_id: node.fdset };
+        let add = qmp::AddFd { fdset_id: fdset };
         self.qmp.execute_with(&add, Some(file.as_fd()), REQUEST_DEADLINE).await?;
-        let options = devices::file_node(&node.name, node.fdset, read_only);
+        let options = devices::file_node(&name, fdset, read_only);
         let added = self.request(&qmp::BlockdevAdd(options)).await;
         if let Err(error) = added {
-            let _ = self.request(&qmp::RemoveFd { fdset_id: node.fdset }).await;
+            let _ = self.request(&qmp::RemoveFd { fdset_id: fdset }).await;
             return Err(error);
         }
-        Ok(node)
+        Ok(FileNode { name, fdset: Some(fdset) })
     }
 
     /// Removes one that nothing uses.
     pub(super) async fn remove_file(&self, node: FileNode) -> Result<(), Error> {
         let removed = self.request(&qmp::BlockdevDel { node_name: node.name }).await;
-        let closed = self.request(&qmp::RemoveFd { fdset_id: node.fdset }).await;
+        let Some(fdset_id) = node.fdset else { return removed.map(drop) };
+        let closed = self.request(&qmp::RemoveFd { fdset_id }).await;
         removed.and(closed).map(drop)
     }
 }
@@ -127,7 +129,7 @@ impl Vm for Running {
         let reopen = qmp::BlockdevReopen { options: vec![top] };
         let reopened = self.request(&reopen).await;
         // Whichever of the two is unused now goes.
-        let current = &mut swaps[usize::from(disk == Disk::Upper)];
+        let current = &mut swaps[disk.index()];
         let unused = match &reopened {
             Ok(_) => std::mem::replace(current, node),
             Err(_) => node,

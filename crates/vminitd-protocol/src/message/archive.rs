@@ -2,7 +2,7 @@
 //! of PID 1 that is one of the guest's processes: it has streams, it can be signalled, and its end
 //! is told by [`super::Happening::ProcessExited`]: 0, or 1 with one line on its standard error.
 
-use super::Stdio;
+use super::{MountSpec, Stdio};
 
 /// See [`super::Call::Archive`].
 #[derive(Clone, PartialEq, prost::Message)]
@@ -16,6 +16,10 @@ pub struct Archive {
     /// What to do.
     #[prost(oneof = "ArchiveWork", tags = "3, 4, 5, 6, 7")]
     pub work: Option<ArchiveWork>,
+    /// Where no container runs: the disks among its mounts, which are mounted for reading and
+    /// writing files as for its first process.
+    #[prost(message, repeated, tag = "8")]
+    pub mounts: Vec<MountSpec>,
 }
 
 /// What an archive call does.

@@ -2,20 +2,25 @@
 //! container sees it, and outside of its cgroup, whose limits are not its own.
 
 use super::stdio::ChildEnds;
-use super::{Container, Launched, child, stdio};
+use super::{Container, Launched, child, mounts, sources, stdio, volumes};
+use crate::block::Disks;
 use crate::failure::{Context, Failure};
 use crate::files::write_kernel;
+use crate::root::ROOT;
 use crate::{archive, sys};
 use nix::fcntl::OFlag;
-use nix::sched::{CloneFlags, setns};
-use nix::unistd::pipe2;
+use nix::mount::{MntFlags, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::{chdir, chroot, pipe2};
 use std::os::fd::OwnedFd;
 use vminitd_protocol::message::ErrorCode::{Exhausted, InvalidState};
-use vminitd_protocol::message::{Archive, ArchiveWork, ProcessSpec};
+use vminitd_protocol::message::{Archive, ArchiveWork, MountSpec, ProcessSpec};
 
-/// Starts the work; with a `container` where that one's mounts are.
+/// Starts the work; with a `container` where that one's mounts are, else in the mounted root with
+/// the disks that the request names.
 pub fn start(
     container: Option<&Container>,
+    disks: &mut Disks,
     request: &Archive,
     work: &ArchiveWork,
 ) -> Result<Launched, Failure> {
@@ -23,30 +28,74 @@ pub fn start(
     let (theirs, ends) = stdio::create(&spec)?;
     let (report, report_end) =
         pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).context(Exhausted, || "create a pipe")?;
-    let container = container.filter(|_| archive::is_inside(work));
+    let inside = archive::is_inside(work);
+    let place = match container {
+        Some(container) if inside => Place::Container(container),
+        None if inside && !request.mounts.is_empty() => {
+            Place::Mounts(&request.mounts, volumes::take(&request.mounts, disks)?)
+        }
+        _ => Place::Root,
+    };
     match sys::fork(0, None).context(Exhausted, || "create a process")? {
         sys::Forked::Child => {
             drop((report, ends));
             child::run_archive(report_end, |report_end| {
-                begin(container, &theirs, report_end)?;
-                Ok(move || archive::run(work, container.is_some()))
+                begin(&place, &theirs, report_end)?;
+                Ok(move || match place {
+                    Place::Container(_) => archive::run(work, "/", false),
+                    Place::Mounts(mounts, _) => {
+                        let code = archive::run(work, "/", true);
+                        unmount(mounts);
+                        code
+                    }
+                    Place::Root => archive::run(work, ROOT, true),
+                })
             })
         }
         sys::Forked::Parent { pid, pidfd } => Ok(Launched { pid, pidfd, report, ends }),
     }
 }
 
-fn begin(
-    container: Option<&Container>,
-    stdio: &ChildEnds,
-    report_end: &OwnedFd,
-) -> Result<(), Failure> {
+/// Where files are read and written.
+enum Place<'a> {
+    /// Where a container is.
+    Container(&'a Container),
+    /// In the mounted root.
+    Root,
+    /// The same, with trees mounted in it.
+    Mounts(&'a [MountSpec], Vec<OwnedFd>),
+}
+
+fn begin(place: &Place<'_>, stdio: &ChildEnds, report_end: &OwnedFd) -> Result<(), Failure> {
     child::take_stdio(stdio)?;
     // PID 1 is protected; this is the first to go.
     write_kernel("/proc/self/oom_score_adj", "1000").internal("set oom_score_adj")?;
-    if let Some(container) = container {
-        setns(&container.pidfd, CloneFlags::CLONE_NEWNS)
-            .context(InvalidState, || "join the container's mounts")?;
+    match place {
+        Place::Root => {}
+        Place::Container(container) => setns(&container.pidfd, CloneFlags::CLONE_NEWNS)
+            .context(InvalidState, || "join the container's mounts")?,
+        Place::Mounts(mounts, trees) => enter_root(mounts, trees)?,
     }
     child::detach_from_parent(report_end, report_end)
+}
+
+/// Makes `/` the mounted root, with volumes in it, for this process alone.
+fn enter_root(mounts: &[MountSpec], trees: &[OwnedFd]) -> Result<(), Failure> {
+    unshare(CloneFlags::CLONE_NEWNS).internal("create a mount namespace")?;
+    let trees = sources::open(mounts, trees)?;
+    chroot(ROOT).internal("change the root")?;
+    chdir("/").internal("enter the new root")?;
+    let mut mounts: Vec<_> = mounts.iter().zip(trees).collect();
+    mounts.sort_by_key(|(mount, _)| mount.path.iter().filter(|byte| **byte == b'/').count());
+    mounts.iter().try_for_each(|(mount, tree)| mounts::lay_mount(mount, tree))
+}
+
+/// In order, since the VM may end at once: a volume that was not unmounted can't be read without
+/// being written to.
+fn unmount(mounts: &[MountSpec]) {
+    let mut paths: Vec<&[u8]> = mounts.iter().map(|mount| &mount.path[..]).collect();
+    paths.sort_by_key(|path| std::cmp::Reverse(path.iter().filter(|byte| **byte == b'/').count()));
+    for path in paths {
+        let _ = umount2(path, MntFlags::empty());
+    }
 }

@@ -1,5 +1,6 @@
 //! The child's way from clone to exec.
 
+use super::mounts::Given;
 use super::stdio::ChildEnds;
 use super::{
     Container, credentials, environment, filter, init, mounts, order, program, report, socket, user,
@@ -28,8 +29,8 @@ const DATABASE_LIMIT: u64 = 4 << 20;
 
 /// What a child is to do.
 pub enum Task<'a> {
-    /// Start the container, in the namespaces that it was made in.
-    Now(&'a StartContainer, &'a ChildEnds),
+    /// Start the container, in the namespaces that it was made in, with these volumes.
+    Now(&'a StartContainer, &'a ChildEnds, &'a [OwnedFd]),
     /// The same, once this socket brings what to start.
     Await(&'a OwnedFd),
     /// Start one more process in a living container.
@@ -56,7 +57,7 @@ pub struct Rehearsed<'a> {
 /// Goes the way of a first process whose root is mounted here.
 pub fn rehearse(rehearsed: Rehearsed<'_>) -> ! {
     let Rehearsed { trees, start, stdio } = rehearsed;
-    let _ = enter(trees, start, stdio, None);
+    let _ = enter(trees, start, stdio, Given::default());
     end()
 }
 
@@ -108,13 +109,16 @@ fn go(task: Task<'_>, report_end: &OwnedFd) -> Result<Infallible, Failure> {
             sys::new_session_keyring();
             become_program(process, &container.hostname, stdio, false)
         }
-        Task::Now(start, stdio) => enter(make_surroundings()?, start, stdio, None),
+        Task::Now(start, stdio, volumes) => {
+            enter(make_surroundings()?, start, stdio, Given { root: None, volumes })
+        }
         Task::Await(socket) => {
             sys::close_all_but(socket, report_end).internal("close what is PID 1's")?;
             let trees = make_surroundings()?;
             nix::unistd::write(socket, &[1]).internal("tell of being ready")?;
             let Some(order) = order::receive(socket)? else { end() };
-            enter(trees, &order.start, &order.stdio, Some(order.root))
+            let given = Given { root: Some(&order.root), volumes: &order.volumes };
+            enter(trees, &order.start, &order.stdio, given)
         }
     }
 }
@@ -134,7 +138,7 @@ fn enter(
     trees: mounts::Trees,
     start: &StartContainer,
     stdio: &ChildEnds,
-    root: Option<OwnedFd>,
+    given: Given<'_>,
 ) -> Result<Infallible, Failure> {
     let (spec, process) = (&start.container, &start.process);
     if process.oom_score_adj != 0 {
@@ -144,7 +148,7 @@ fn enter(
     sethostname(&spec.hostname).context(InvalidRequest, || "set the host name")?;
     // While `/proc/sys` is writable.
     spec.sysctls.iter().try_for_each(setup::sysctl)?;
-    mounts::build(trees, spec, root, stdio.terminal)?;
+    mounts::build(trees, spec, given, stdio.terminal)?;
     become_program(process, &spec.hostname, stdio, spec.init)
 }
 

@@ -13,7 +13,6 @@
 
 use super::child::{self, Task};
 use super::stdio::{self, GuestEnds};
-use super::volumes::Staged;
 use super::{DEVPTS, Launched, NAMESPACES, order, report};
 use crate::cgroup::{self, Room};
 use crate::failure::{Context, Failure};
@@ -103,11 +102,11 @@ impl Launcher {
     }
 
     /// Sets it off; `None` when it can't be used.
-    fn send(self, start: &StartContainer) -> Option<(Surroundings, Launched)> {
+    fn send(self, start: &StartContainer, volumes: &[OwnedFd]) -> Option<(Surroundings, Launched)> {
         let (theirs, ends) = stdio::create(&start.process).ok()?;
         let root = CString::new(ROOT).expect("no NUL in a constant");
         let root = sys::open_tree(&root).ok()?;
-        order::send(&self.socket, start, &theirs, &root).ok()?;
+        order::send(&self.socket, start, &theirs, &root, volumes).ok()?;
         Some((self.surroundings, self.child.launched(ends)))
     }
 }
@@ -127,21 +126,20 @@ impl Child {
     }
 }
 
-/// Starts a container's first process, by the launcher that was made ahead if
-/// that is possible.
+/// Starts a container's first process with the trees of its volumes, by the
+/// launcher that was made ahead if that is possible.
 pub fn start(
     start: &StartContainer,
+    volumes: &[OwnedFd],
     ahead: Option<Launcher>,
 ) -> Result<(Surroundings, Launched), Failure> {
-    // For the first process to find in its copy of our mounts; one that was made ahead has none.
-    let staged = Staged::mount(&start.container.mounts)?;
-    let ahead = ahead.filter(|_| order::fits(start) && staged.is_empty());
-    if let Some(launched) = ahead.and_then(|launcher| launcher.send(start)) {
+    let ahead = ahead.filter(|_| order::fits(start, volumes));
+    if let Some(launched) = ahead.and_then(|launcher| launcher.send(start, volumes)) {
         return Ok(launched);
     }
     let terminals = Terminals::mount()?;
     let (theirs, ends) = stdio::create(&start.process)?;
-    let (child, surroundings) = make(terminals, || Task::Now(start, &theirs))?;
+    let (child, surroundings) = make(terminals, || Task::Now(start, &theirs, volumes))?;
     Ok((surroundings, child.launched(ends)))
 }
 

@@ -137,20 +137,28 @@ impl EtcFile {
     }
 }
 
-/// Makes `/` the container's root, with all that belongs in it. `root` is its
-/// mount where this namespace doesn't have it yet.
+/// What a container's file systems are made of beside those that every one has.
+#[derive(Clone, Copy, Default)]
+pub struct Given<'a> {
+    /// The root's mount, where this namespace doesn't have it yet.
+    pub root: Option<&'a OwnedFd>,
+    /// Trees of block volumes, in the order of their mounts.
+    pub volumes: &'a [OwnedFd],
+}
+
+/// Makes `/` the container's root, with all that belongs in it.
 pub fn build(
     trees: Trees,
     spec: &ContainerSpec,
-    root: Option<OwnedFd>,
+    given: Given<'_>,
     terminal: Option<u32>,
 ) -> Result<(), Failure> {
-    if let Some(root) = root {
+    if let Some(root) = given.root {
         let place = CString::new(ROOT).expect("no NUL in a constant");
         sys::move_mount(root, &place).context(Mount, || "take the container's root over")?;
     }
     let sockets = socket::pick_up(&spec.sockets)?;
-    let sources = sources::open(&spec.mounts)?;
+    let sources = sources::open(&spec.mounts, given.volumes)?;
     change_root()?;
     let Trees { proc, sys, dev, masked, read_only, etc } = trees;
     attach(dev, c"/dev")?;
@@ -256,7 +264,8 @@ fn lay_mounts(spec: &ContainerSpec, sources: Vec<OwnedFd>) -> Result<(), Failure
     })
 }
 
-fn lay_mount(spec: &MountSpec, tree: &OwnedFd) -> Result<(), Failure> {
+/// Mounts a tree where it was asked for, in this process's root.
+pub fn lay_mount(spec: &MountSpec, tree: &OwnedFd) -> Result<(), Failure> {
     let path = path_of(&spec.path);
     let shown = path.display();
     let target = CString::new(&*spec.path).map_err(|_| Failure::invalid("a NUL byte in a path"))?;

@@ -13,6 +13,8 @@ use vminitd_protocol::message::StartContainer;
 
 /// Longest request in bytes: within what a socket holds, so that nobody waits.
 const MAX_LEN: usize = 64 << 10;
+/// Most volumes.
+const MAX_VOLUMES: usize = 32;
 /// Before the request: the terminal's number, or this.
 const NO_TERMINAL: u32 = u32::MAX;
 
@@ -24,11 +26,13 @@ pub struct Order {
     pub stdio: ChildEnds,
     /// The container's root, as a detached mount.
     pub root: OwnedFd,
+    /// Its volumes, as detached mounts.
+    pub volumes: Vec<OwnedFd>,
 }
 
 /// Whether a request is short enough.
-pub fn fits(start: &StartContainer) -> bool {
-    start.encoded_len() <= MAX_LEN
+pub fn fits(start: &StartContainer, volumes: &[OwnedFd]) -> bool {
+    start.encoded_len() <= MAX_LEN && volumes.len() <= MAX_VOLUMES
 }
 
 /// Sends it without waiting.
@@ -40,12 +44,14 @@ pub fn send(
     start: &StartContainer,
     stdio: &ChildEnds,
     root: &OwnedFd,
+    volumes: &[OwnedFd],
 ) -> nix::Result<()> {
     let mut bytes = Vec::with_capacity(4 + start.encoded_len());
     bytes.extend_from_slice(&stdio.terminal.unwrap_or(NO_TERMINAL).to_le_bytes());
     start.encode(&mut bytes).map_err(|_| Errno::EMSGSIZE)?;
     let [stdin, stdout, stderr] = &stdio.fds;
-    let fds = [root, stdin, stdout, stderr].map(|fd| fd.as_raw_fd());
+    let fds = [root, stdin, stdout, stderr].into_iter().chain(volumes);
+    let fds: Vec<RawFd> = fds.map(|fd| fd.as_raw_fd()).collect();
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
     let message = [IoSlice::new(&bytes)];
     sendmsg::<()>(socket.as_raw_fd(), &message, &[ControlMessage::ScmRights(&fds)], flags, None)
@@ -55,7 +61,7 @@ pub fn send(
 /// Waits for it; `None` when there is none to come.
 pub fn receive(socket: &OwnedFd) -> Result<Option<Order>, Failure> {
     let mut bytes = vec![0; 4 + MAX_LEN];
-    let mut space = nix::cmsg_space!([RawFd; 4]);
+    let mut space = nix::cmsg_space!([RawFd; 4 + MAX_VOLUMES]);
     let (len, fds) = loop {
         let mut parts = [IoSliceMut::new(&mut bytes)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
@@ -83,9 +89,12 @@ fn owned(message: ControlMessageOwned) -> Option<Vec<OwnedFd>> {
 fn decode(bytes: &[u8], fds: Option<Vec<OwnedFd>>) -> Option<Order> {
     let (terminal, request) = bytes.split_first_chunk()?;
     let terminal = Some(u32::from_le_bytes(*terminal)).filter(|number| *number != NO_TERMINAL);
-    let [root, stdin, stdout, stderr] = fds?.try_into().ok()?;
+    let mut fds = fds?.into_iter();
+    let root = fds.next()?;
+    let stdio = [fds.next()?, fds.next()?, fds.next()?];
     let start = StartContainer::decode(request).ok()?;
-    Some(Order { start, stdio: ChildEnds { fds: [stdin, stdout, stderr], terminal }, root })
+    let stdio = ChildEnds { fds: stdio, terminal };
+    Some(Order { start, stdio, root, volumes: fds.collect() })
 }
 
 #[cfg(test)]
@@ -109,12 +118,16 @@ mod tests {
         let mut start = StartContainer::default();
         start.container.hostname = "box".into();
         start.process.env = vec![vec![b'x'; MAX_LEN - 100]];
-        assert!(fits(&start));
-        for terminal in [None, Some(0), Some(7)] {
+        let many = || (0..MAX_VOLUMES).map(|_| null()).collect::<Vec<_>>();
+        let mut too_many = many();
+        too_many.push(null());
+        assert!(fits(&start, &many()) && !fits(&start, &too_many));
+        for (terminal, volumes) in [(None, vec![]), (Some(0), vec![null()]), (Some(7), many())] {
             let stdio = ChildEnds { fds: [null(), null(), null()], terminal };
-            send(&ours, &start, &stdio, &null()).unwrap();
+            send(&ours, &start, &stdio, &null(), &volumes).unwrap();
             let order = receive(&theirs).unwrap().unwrap();
             assert_eq!((order.start, order.stdio.terminal), (start.clone(), terminal));
+            assert_eq!(order.volumes.len(), volumes.len());
         }
         drop(ours);
         assert!(receive(&theirs).unwrap().is_none());
@@ -125,6 +138,6 @@ mod tests {
         let (ours, _) = pair();
         let start = StartContainer { container: ContainerSpec::default(), ..Default::default() };
         let stdio = ChildEnds { fds: [null(), null(), null()], terminal: None };
-        assert_eq!(send(&ours, &start, &stdio, &null()), Err(Errno::EPIPE));
+        assert_eq!(send(&ours, &start, &stdio, &null(), &[]), Err(Errno::EPIPE));
     }
 }

@@ -1,13 +1,12 @@
 //! What is mounted in a container, as detached trees: taken before the root is changed.
 
-use super::volumes;
 use crate::failure::{Context, Failure};
 use crate::sys;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use std::ffi::CString;
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -19,14 +18,19 @@ const SHARES: &str = "/run/shares";
 /// How long its device may take to appear.
 const DEVICE_LIMIT: Duration = Duration::from_secs(10);
 
-/// The trees of all mounts, in their order.
-pub fn open(mounts: &[MountSpec]) -> Result<Vec<OwnedFd>, Failure> {
+/// The trees of all mounts, in their order; `volumes` has those of the disks among them.
+pub fn open(mounts: &[MountSpec], volumes: &[OwnedFd]) -> Result<Vec<OwnedFd>, Failure> {
     let mut staged: Option<&str> = None;
     let mut trees = Vec::new();
+    let mut volumes = volumes.iter();
     for mount in mounts {
         trees.push(match &mount.source {
             Some(MountSource::Disk(disk)) => {
-                volumes::open_disk(disk, &mount.path, mount.read_only)?
+                let tree = volumes.next().ok_or_else(|| Failure::invalid("a disk has no tree"))?;
+                if disk.copy && !mount.read_only {
+                    super::volumes::fill_tree(&mount.path, tree.as_fd())?;
+                }
+                tree.try_clone().context(Mount, || "duplicate a volume's tree")?
             }
             Some(MountSource::Share(share)) => {
                 if staged != Some(&share.tag) {
@@ -63,7 +67,7 @@ fn stage(tag: &str) -> Result<(), Failure> {
 fn open_share(share: &ShareSource, mount: &MountSpec) -> Result<OwnedFd, Failure> {
     let path = format!("{SHARES}/{}", share.name);
     if share.copy && !mount.read_only {
-        volumes::fill(&mount.path, Path::new(&path))?;
+        super::volumes::fill(&mount.path, Path::new(&path))?;
     }
     let path = CString::new(path).map_err(|_| Failure::invalid("a NUL byte in a share's name"))?;
     sys::open_tree(&path).context(Mount, || "pick a share up")

@@ -1,8 +1,8 @@
 //! Block volumes: a disk with an ext4, of which the container sees the directory `data`.
 //!
 //! ```text
-//! PID 1:          serial ─► device ─► cache dropped ─► mounted at the stage
-//! first process:  a copy of that mount ─► filled ─► detached tree of `data`
+//! PID 1:          serial ─► device ─► cache dropped ─► mounted ─► detached tree of `data`
+//! first process:                                                   that ─► filled
 //!                                 (when it is empty and the image has files there)
 //! ```
 //! The container's cgroup may open no disk, so PID 1 mounts them. The rest is done by the first
@@ -19,91 +19,72 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
 use std::ffi::{CString, OsStr};
 use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use vminitd_protocol::message::ErrorCode::Mount;
-use vminitd_protocol::message::{DiskSource, MountSource, MountSpec};
+use vminitd_protocol::message::{MountSource, MountSpec};
 
-/// Where volumes are mounted while they are looked at, each at its serial number.
-const STAGE: &str = "/run/volumes";
+/// Where a volume is mounted while its tree is taken.
+const STAGE: &str = "/run/volume";
 /// What of a volume's file system the container sees: `lost+found` is beside it.
 const DATA: &str = "data";
 
-/// Volumes that PID 1 has mounted, for a process that is made meanwhile; unmounted here on drop.
-#[derive(Debug, Default)]
-pub struct Staged(Vec<PathBuf>);
-
-impl Staged {
-    /// Mounts the disks among `mounts`.
-    pub fn mount(mounts: &[MountSpec]) -> Result<Staged, Failure> {
-        let (mut staged, mut disks) = (Staged::default(), Disks::default());
-        for mount in mounts {
-            let Some(MountSource::Disk(disk)) = &mount.source else { continue };
-            let device = disks.find(&disk.serial)?;
-            // What is behind it was another file when the kernel looked last.
-            block::drop_cache(&device)?;
-            let place = Path::new(STAGE).join(&disk.serial);
-            fs::create_dir_all(&place).context(Mount, || "make a place for volumes")?;
-            mount_disk(&device, &place, mount.read_only)?;
-            staged.0.push(place);
-        }
-        Ok(staged)
+/// The trees of the disks among `mounts`, in their order. A volume is mounted as long as its tree
+/// is open or mounted somewhere.
+pub fn take(mounts: &[MountSpec], disks: &mut Disks) -> Result<Vec<OwnedFd>, Failure> {
+    let mut trees = Vec::new();
+    for mount in mounts {
+        let Some(MountSource::Disk(disk)) = &mount.source else { continue };
+        let device = disks.find(&disk.serial)?;
+        // What is behind it was another file when the kernel looked last.
+        block::drop_cache(&device)?;
+        let stage = Path::new(STAGE);
+        fs::create_dir_all(stage).context(Mount, || "make a place for volumes")?;
+        mount_disk(&device, stage, mount)?;
+        let tree = open_data(stage);
+        let unmounted = umount2(stage, MntFlags::MNT_DETACH);
+        trees.push(tree?);
+        unmounted.context(Mount, || "unmount the staged volume")?;
     }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
+    Ok(trees)
 }
 
-impl Drop for Staged {
-    fn drop(&mut self) {
-        for place in &self.0 {
-            let _ = umount2(place, MntFlags::MNT_DETACH);
-        }
+/// A detached tree of what the container sees of a volume.
+fn open_data(stage: &Path) -> Result<OwnedFd, Failure> {
+    let what = || "pick a volume up: its file may be damaged";
+    let data = stage.join(DATA);
+    // A link there would lead out of the volume.
+    if !fs::symlink_metadata(&data).context(Mount, what)?.is_dir() {
+        return Err(Failure::new(Mount, format!("{}: there is no directory in it", what())));
     }
+    let data = CString::new(data.as_os_str().as_bytes()).expect("no NUL in a constant");
+    sys::open_tree(&data).context(Mount, what)
 }
 
-/// The tree of a volume that is staged, filled with what the image has at `path` when that is asked
-/// for.
-pub fn open_disk(source: &DiskSource, path: &[u8], read_only: bool) -> Result<OwnedFd, Failure> {
-    let place = Path::new(STAGE).join(&source.serial);
-    let tree = take(source, &place.join(DATA), path, read_only);
-    let unmounted = umount2(&place, MntFlags::MNT_DETACH);
-    let tree = tree?;
-    unmounted.context(Mount, || "unmount the staged volume")?;
-    Ok(tree)
+/// Fills the tree of a volume with what the image has at `path`, if it is empty.
+pub fn fill_tree(path: &[u8], tree: BorrowedFd<'_>) -> Result<(), Failure> {
+    fill(path, &PathBuf::from(format!("/proc/self/fd/{}/.", tree.as_raw_fd())))
 }
 
-fn mount_disk(device: &Path, place: &Path, read_only: bool) -> Result<(), Failure> {
+fn mount_disk(device: &Path, place: &Path, spec: &MountSpec) -> Result<(), Failure> {
+    let at = String::from_utf8_lossy(&spec.path);
     // As the upper disk; the journal's mode is in the superblock.
     let options = "discard,noinit_itable,no_prefetch_block_bitmaps";
     let mut flags = MsFlags::MS_NODEV;
-    flags.set(MsFlags::MS_RDONLY, read_only);
+    flags.set(MsFlags::MS_RDONLY, spec.read_only);
     match mount(Some(device), place, Some("ext4"), flags, Some(options)) {
         Ok(()) => Ok(()),
-        Err(Errno::EROFS) if read_only => Err(Failure::new(
-            Mount,
-            "a volume was not unmounted in order, and needs its journal replayed: \
-             mount it writable once",
-        )),
-        Err(errno) => Err(errno).context(Mount, || "mount a volume: its file may be damaged"),
+        Err(Errno::EROFS) if spec.read_only => {
+            let message = format!(
+                "the volume at {at} was not unmounted in order, and needs its journal replayed: \
+                 mount it writable once"
+            );
+            Err(Failure::new(Mount, message))
+        }
+        Err(errno) => Err(errno)
+            .context(Mount, || format!("mount the volume at {at}: its file may be damaged")),
     }
-}
-
-fn take(
-    source: &DiskSource,
-    data: &Path,
-    path: &[u8],
-    read_only: bool,
-) -> Result<OwnedFd, Failure> {
-    if source.copy && !read_only {
-        fill(path, data)?;
-    }
-    let data = CString::new(data.as_os_str().as_bytes())
-        .map_err(|_| Failure::invalid("a NUL byte in a serial number"))?;
-    sys::open_tree(&data).context(Mount, || "pick a volume up: its file may be damaged")
 }
 
 /// Copies what the image has at `path`, if the volume is empty.

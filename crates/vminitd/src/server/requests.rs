@@ -232,7 +232,7 @@ impl Server {
         }
         self.sockets.listen(&self.epoll, &mut self.bulk, &start.container.sockets)?;
         let launcher = self.launcher.take();
-        let (container, launched) = launch::start_container(start, launcher)
+        let (container, launched) = launch::start_container(start, &mut self.disks, launcher)
             .inspect_err(|_| drop(cgroup::lift_limits()))?;
         self.state = match std::mem::replace(&mut self.state, State::Booted) {
             State::Rooted(root) => State::Starting(root, container),
@@ -259,7 +259,7 @@ impl Server {
         let work = work.ok_or_else(|| Failure::invalid("the work is not known here"))?;
         validate::archive(request)?;
         self.has_room(&request.process, request.stdio)?;
-        let launched = launch::archive::start(container, request, work)?;
+        let launched = launch::archive::start(container, &mut self.disks, request, work)?;
         self.adopt(id, &request.process, launched, Role::Archive)
     }
 
