@@ -35,8 +35,9 @@ pub async fn start(
     let streams = Some(process.stdio());
     container.register(process)?;
     let work = Some(in_guest(work));
-    // Where a program runs its mounts are there.
-    let mounts = match container.spec.maintenance {
+    // Where a program runs its mounts are there; without one the VM may have no volumes.
+    let (alone, volumes) = (container.spec.maintenance, &container.spec.volumes);
+    let mounts = match alone && !volumes.is_empty() {
         true => spec::disks(&container.config.mounts),
         false => Vec::new(),
     };
