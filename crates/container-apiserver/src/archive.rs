@@ -27,7 +27,7 @@ use crate::attachment::Attachment;
 use crate::container::{Container, Machine};
 use crate::directory::write_json;
 use crate::engine::Engine;
-use crate::helper::{END_DEADLINE, left_record};
+use crate::helper::{END_DEADLINE, forget_socket, left_record};
 use crate::start::running;
 use crate::validate::name;
 use crate::volumes::Claim;
@@ -269,6 +269,7 @@ impl End {
         if let Err(error) = written {
             tracing::warn!(container = self.container.id(), %error, "an exit record is not kept");
         }
+        forget_socket(&directory);
         self.container.update(|live| live.machine = None);
         self.engine.write_down(&self.container);
     }

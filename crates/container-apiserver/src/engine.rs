@@ -1,6 +1,6 @@
 //! What all operations share: the containers, the store, and the way to other services.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -75,6 +75,8 @@ pub struct Engine {
     /// True once the service should end.
     pub ending: watch::Sender<bool>,
     registry: Mutex<Registry>,
+    /// Containers whose rows could not be written when they changed.
+    unwritten: Mutex<BTreeSet<String>>,
 }
 
 #[derive(Debug, Default)]
@@ -146,6 +148,7 @@ impl Engine {
             stopping: AtomicBool::new(false),
             ending: watch::Sender::new(false),
             registry: Mutex::default(),
+            unwritten: Mutex::default(),
             root,
             config,
             store,
@@ -273,13 +276,31 @@ impl Engine {
         taken
     }
 
-    /// Writes down where a container is. A full disk must not keep it from ending: the next start
-    /// of this service finds out again what is not written.
+    /// Writes down where a container is. A full disk must not keep it from ending: what is not
+    /// written is tried again ([`Engine::write_again`]), and found out again by the next start of
+    /// this service.
     pub fn write_down(&self, container: &Container) {
         let live = container.live();
         let runtime = live.machine.map(|machine| machine.runtime());
-        if let Err(error) = self.store.put_life(container.id(), &live.life, runtime.as_ref()) {
-            tracing::error!(container = container.id(), error = %ApiError::from(error), "not written");
+        let written = self.store.put_life(container.id(), &live.life, runtime.as_ref());
+        let mut unwritten = self.unwritten.lock().unwrap_or_else(PoisonError::into_inner);
+        match written {
+            Ok(()) => _ = unwritten.remove(container.id()),
+            Err(error) => {
+                let error = ApiError::from(error);
+                tracing::error!(container = container.id(), %error, "not written");
+                unwritten.insert(container.id().to_owned());
+            }
+        }
+    }
+
+    /// Writes down what could not be written when it changed.
+    pub fn write_again(&self) {
+        let unwritten =
+            std::mem::take(&mut *self.unwritten.lock().unwrap_or_else(PoisonError::into_inner));
+        // Those that are gone have no row any more.
+        for container in unwritten.iter().filter_map(|id| self.find(id).ok()) {
+            self.write_down(&container);
         }
     }
 

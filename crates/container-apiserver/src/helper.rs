@@ -207,6 +207,15 @@ impl Helper {
     }
 }
 
+/// Removes the socket that a helper which was killed has left in `directory`.
+pub fn forget_socket(directory: &Path) {
+    if let Err(error) = std::fs::remove_file(directory.join(names::SOCKET))
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(directory = %directory.display(), %error, "a socket stays");
+    }
+}
+
 /// Runs in the child before the program is executed.
 fn become_helper(low_priority: bool, taps: &[OwnedFd]) -> io::Result<()> {
     nix::unistd::setsid()?;

@@ -3,6 +3,7 @@
 //! | found | done |
 //! |---|---|
 //! | `.new-…`, `.gone-…` | removed |
+//! | a directory that says otherwise than its row | set right |
 //! | a row without a directory | the row is removed: it was being created or deleted |
 //! | a directory without a row | taken in when its files say what it is (the database was lost or is older: power loss), else set aside |
 //! | a helper that runs its program | taken over |
@@ -19,9 +20,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use container_api::paths::AppRoot;
+use container_api::paths::{AppRoot, container_files};
 use container_api::runtime::{Phase, Request, State};
-use container_api::types::{Status, Timestamp};
+use container_api::types::{ContainerConfig, Status, Timestamp};
 use container_api::{ErrorCode, Result};
 use tokio::task::JoinSet;
 
@@ -29,7 +30,7 @@ use crate::archive;
 use crate::container::{Container, Machine};
 use crate::directory::{self, GONE, NEW};
 use crate::engine::Engine;
-use crate::helper::{Helper, left_record};
+use crate::helper::{Helper, forget_socket, left_record};
 use crate::lifecycle::{Event, Life};
 use crate::process::boot_id;
 use crate::start::learn;
@@ -72,6 +73,7 @@ pub async fn reconcile(engine: &Arc<Engine>) -> Result<()> {
             engine.store.remove(&id, None)?;
             continue;
         }
+        set_right(&engine.root, &record);
         boots.push((record.runtime.clone(), engine.add(Container::new(record))));
     }
     for id in unreadable {
@@ -139,6 +141,23 @@ fn adopt(root: &AppRoot, id: &str) -> io::Result<Option<Record>> {
     }
 }
 
+/// The row counts: a service that was killed while it renamed a container has left another name in
+/// the directory.
+fn set_right(root: &AppRoot, record: &Record) {
+    let path = root.container(&record.config.id);
+    let is_other = |config: &ContainerConfig| *config != record.config;
+    if directory::read(&path).is_ok_and(|(config, _)| is_other(&config)) {
+        let id = &record.config.id;
+        tracing::warn!(
+            container = id,
+            "its directory says otherwise than its row, and is set right"
+        );
+        if let Err(error) = directory::write_json(&path, container_files::CONFIG, &record.config) {
+            tracing::error!(container = id, %error, "its directory is not set right");
+        }
+    }
+}
+
 /// Whether an error is about what a file holds, not about reading it.
 fn is_content(error: &io::Error) -> bool {
     matches!(
@@ -164,6 +183,9 @@ async fn settle(
         tracing::error!(container = container.id(), %error, "looking for a helper");
         None
     });
+    if helper.is_none() {
+        forget_socket(&path);
+    }
     match helper {
         Some(helper) => take_over(engine, container, helper, path, runtime).await,
         None if container.live().life.is_active() => {

@@ -89,6 +89,7 @@ pub async fn run(engine: Arc<Engine>) {
     let mut relieved: Option<Instant> = None;
     for turn in 0_u64.. {
         sleep(STEP).await;
+        engine.write_again();
         let running = running(&engine);
         watched.since.retain(|id, _| running.iter().any(|(container, _)| container.id() == id));
         if let Some(short) = pressure::short_of_memory()

@@ -11,7 +11,7 @@ use container_api::{ApiError, ErrorCode, Result};
 use crate::container::{Container, Machine};
 use crate::directory::{remove_tree, set_aside};
 use crate::engine::Engine;
-use crate::helper::{END_DEADLINE, left_record};
+use crate::helper::{END_DEADLINE, forget_socket, left_record};
 use crate::lifecycle::Event;
 use crate::volumes::LEAVE_LIMIT;
 
@@ -47,6 +47,7 @@ pub async fn watch(engine: Arc<Engine>, container: Arc<Container>, machine: Arc<
     end_hypervisor(&machine).await;
     if machine.is_abandoned() {
         engine.networks.detach(container.id()).await;
+        forget_socket(&directory);
         container.update(|live| live.machine = None);
         engine.apply(&container, Event::Abandoned);
         if container.config.auto_remove
@@ -95,6 +96,9 @@ async fn finish(
     end_hypervisor(machine).await;
     drop(claim);
     engine.networks.detach(container.id()).await;
+    if !container.live().removed {
+        forget_socket(&engine.directory(container));
+    }
     container.update(|live| live.machine = None);
     if !container.live().removed {
         engine.write_down(container);
