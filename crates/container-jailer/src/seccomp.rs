@@ -36,6 +36,22 @@ const fn deny(call: c_long, reason: &'static str) -> Rule {
     Rule { call, when: When::Always, errno: libc::EPERM, reason }
 }
 
+const fn no_ioctl(request: u32, reason: &'static str) -> Rule {
+    let when = When::SecondArgumentIs(request);
+    Rule { call: libc::SYS_ioctl, when, errno: libc::EPERM, reason }
+}
+
+// Of a tap (linux/if_tun.h).
+const TUNSETIFF: u32 = 0x4004_54ca;
+const TUNSETPERSIST: u32 = 0x4004_54cb;
+const TUNSETOWNER: u32 = 0x4004_54cc;
+const TUNSETLINK: u32 = 0x4004_54cd;
+const TUNSETGROUP: u32 = 0x4004_54ce;
+const TUNATTACHFILTER: u32 = 0x4010_54d5;
+const TUNSETSTEERINGEBPF: u32 = 0x8004_54e0;
+const TUNSETFILTEREBPF: u32 = 0x8004_54e1;
+const TUNSETCARRIER: u32 = 0x4004_54e2;
+
 const NEW_NAMESPACES: u32 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUTS
@@ -49,6 +65,7 @@ const KEYS: &str = "keyrings are not covered by namespaces";
 const TRACE: &str = "reads and writes other processes' memory";
 const KERNEL: &str = "replaces or extends the kernel";
 const CLOCK: &str = "host-wide state";
+const TAP: &str = "changes a tap of the host by its descriptor alone, without any capability";
 const HANDLE: &str = "opens files by number, past the root";
 
 /// The filter, in the order in which it is evaluated.
@@ -119,18 +136,18 @@ const RULES: &[Rule] = &[
         errno: libc::EAFNOSUPPORT,
         reason: "vsock and others are not covered by the network namespace",
     },
-    Rule {
-        call: libc::SYS_ioctl,
-        when: When::SecondArgumentIs(libc::TIOCSTI as u32),
-        errno: libc::EPERM,
-        reason: "types into a terminal",
-    },
-    Rule {
-        call: libc::SYS_ioctl,
-        when: When::SecondArgumentIs(libc::TIOCLINUX as u32),
-        errno: libc::EPERM,
-        reason: "types into a console",
-    },
+    no_ioctl(libc::TIOCSTI as u32, "types into a terminal"),
+    no_ioctl(libc::TIOCLINUX as u32, "types into a console"),
+    no_ioctl(TUNSETIFF, TAP),
+    no_ioctl(TUNSETPERSIST, TAP),
+    no_ioctl(TUNSETOWNER, TAP),
+    no_ioctl(TUNSETLINK, TAP),
+    no_ioctl(TUNSETGROUP, TAP),
+    no_ioctl(TUNATTACHFILTER, TAP),
+    no_ioctl(TUNSETSTEERINGEBPF, TAP),
+    no_ioctl(TUNSETFILTEREBPF, TAP),
+    no_ioctl(TUNSETCARRIER, TAP),
+    no_ioctl(libc::SIOCSIFHWADDR as u32, TAP),
     Rule {
         call: libc::SYS_personality,
         when: When::FirstArgumentIsNot(&[0, u32::MAX]),
@@ -316,6 +333,13 @@ mod tests {
         assert_eq!(verdict(ioctl, [0, libc::TIOCSTI as u32]), EPERM);
         assert_eq!(verdict(ioctl, [0, libc::TIOCLINUX as u32]), EPERM);
         assert_eq!(verdict(ioctl, [0, libc::FIONREAD as u32]), allow);
+        for request in [TUNSETPERSIST, TUNSETOWNER, TUNSETLINK, libc::SIOCSIFHWADDR as u32] {
+            assert_eq!(verdict(ioctl, [9, request]), EPERM, "{request:x}");
+        }
+        // What an emulator asks of its tap: features, offloads, the header's size.
+        for request in [0x8004_54cf, 0x4004_54d0, 0x4004_54d8] {
+            assert_eq!(verdict(ioctl, [9, request]), allow, "{request:x}");
+        }
         let personality = libc::SYS_personality as u32;
         assert_eq!(verdict(personality, [0, 0]), allow);
         assert_eq!(verdict(personality, [u32::MAX, 0]), allow);

@@ -2,7 +2,8 @@
 //!
 //! `/conduct`, one word in the initramfs, says how it behaves: `garbage` never speaks the
 //! protocol, `lies` does the handshake and then announces lengths that it doesn't keep, `floods`
-//! does the handshake and repeats a message that nobody asked for.
+//! does the handshake and repeats a message that nobody asked for. After [`MOST_BYTES`] each is
+//! silent: the host has to notice that, too.
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -20,6 +21,10 @@ use crate::sys;
 /// (`vminitd-protocol`, handshake), but for the port's letter.
 const HELLO: &[u8; 6] = b"\xC7\xF1vmH-";
 const WELCOME: &[u8; 6] = b"\xC7\xF1vmG-";
+/// What it says on the console; the check looks for it.
+const MARK: &str = "container-probe: a hostile agent";
+/// Bytes that are sent on a port.
+const MOST_BYTES: usize = 32 << 20;
 /// Bytes of either: these, the port's letter and 255, the generation, the nonce.
 const HELLO_LEN: usize = 28;
 
@@ -39,7 +44,7 @@ pub fn run() -> ! {
     }
     let conduct = fs::read_to_string(CONDUCT).unwrap_or_default();
     insert_modules();
-    println!("container-probe: a hostile agent: {}", conduct.trim());
+    println!("{MARK}: {}", conduct.trim());
     loop {
         for (name, path) in ports() {
             let conduct = conduct.trim().to_owned();
@@ -89,7 +94,16 @@ fn misbehave(mut port: File, conduct: &str) {
         "floods" => bytes.extend_from_slice(&[3, 0, 0, 0, 0x98, 0x3f, 1]),
         _ => bytes.extend((0..65_536_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)),
     }
-    while port.write_all(&bytes).is_ok() {}
+    let bytes = bytes.repeat(65_536_usize.div_ceil(bytes.len()));
+    for _ in 0..MOST_BYTES / bytes.len() {
+        if port.write_all(&bytes).is_err() {
+            return;
+        }
+    }
+    // Open, and silent.
+    loop {
+        thread::park();
+    }
 }
 
 /// Answers the host's hello as an agent would.

@@ -27,18 +27,29 @@ const LIMIT: Duration = Duration::from_secs(100);
 /// RAM of each.
 const MEMORY: &str = "128m";
 
-/// All of them at once, beside a container that has to stay.
-pub async fn attacks(stage: &Stage<'_>, guests: Option<&Guests>) -> Vec<Row> {
-    let outcomes = tokio::join!(
+/// What the probe says on its guest's console.
+const MARK: &str = "container-probe: a hostile agent";
+
+/// How each of them ended.
+pub struct Ends([Result<String, Trouble>; 3]);
+
+/// All of them at once.
+pub async fn attack(stage: &Stage<'_>) -> Ends {
+    let ends = tokio::join!(
         ended(stage, CONDUCTS[0].0),
         ended(stage, CONDUCTS[1].0),
         ended(stage, CONDUCTS[2].0),
     );
+    Ends([ends.0, ends.1, ends.2])
+}
+
+/// The rows, once they are gone: another container has to be there still.
+pub async fn rows(stage: &Stage<'_>, ends: Ends, guests: Option<&Guests>) -> Vec<Row> {
     let others = match guests {
         None => Err("no other container runs that could be watched".to_owned()),
         Some(guests) => guest::exec(stage, &guests.attacker, &["sleep", "0"]).await,
     };
-    let row = |(_, check): (&str, &'static str), outcome| match (outcome, &others) {
+    let row = |(_, check): (&str, &'static str), end| match (end, &others) {
         (Err(Trouble::Before(why)), _) => Row::not_run(AREA, check, why),
         (Err(Trouble::After(why)), _) => Row::of(AREA, check, Err(why)),
         (Ok(_), Err(why)) if guests.is_none() => Row::not_run(AREA, check, why.clone()),
@@ -47,11 +58,7 @@ pub async fn attacks(stage: &Stage<'_>, guests: Option<&Guests>) -> Vec<Row> {
         }
         (Ok(evidence), Ok(_)) => Row::of(AREA, check, Ok(evidence)),
     };
-    [outcomes.0, outcomes.1, outcomes.2]
-        .into_iter()
-        .zip(CONDUCTS)
-        .map(|(outcome, conduct)| row(conduct, outcome))
-        .collect()
+    ends.0.into_iter().zip(CONDUCTS).map(|(end, conduct)| row(conduct, end)).collect()
 }
 
 enum Trouble {
@@ -61,22 +68,28 @@ enum Trouble {
     After(String),
 }
 
-/// Starts a container with that agent: it has to fail, with a reason, and to leave nothing.
+/// Starts a container with that agent: it has to fail, with a reason, and its VM has to be gone.
 async fn ended(stage: &Stage<'_>, conduct: &str) -> Result<String, Trouble> {
     let bundle = bundle(stage, conduct).await.map_err(Trouble::Before)?;
     let (name, image) = (stage.name(conduct), stage.image());
-    let mut words = vec!["run", "--rm", "--name", &name, "--network", "none", "--cpus", "1"];
+    let mut words = vec!["run", "--name", &name, "--network", "none", "--cpus", "1"];
     words.extend(["--memory", MEMORY, "--kernel", &bundle, &image, "sleep", "0"]);
     let command = stage.command(&words).map_err(Trouble::Before)?;
     let said = stage.run(command, LIMIT).await.map_err(Trouble::After)?;
+    // Without it something else has ended the start, a limit for one.
+    let console = stage.container(&["logs", "--boot", &name]).await.map_err(Trouble::After)?;
+    if !console.output.contains(MARK) {
+        return Err(Trouble::Before(format!("no hostile agent came to run: {}", said.complaint)));
+    }
     if said.code != Some(125) {
         let code = said.code.map_or("a signal".to_owned(), |code| code.to_string());
         return Err(Trouble::After(format!("the start ended with {code}, not with 125")));
     }
-    let left = stage.session.connect().map_err(|e| Trouble::After(e.message.clone()))?;
-    match { left }.inspect(&name).await {
-        Ok(_) => Err(Trouble::After("its container is still there".into())),
-        Err(_) => Ok(said.complaint),
+    let mut client = stage.session.connect().map_err(|e| Trouble::After(e.message))?;
+    let container = client.inspect(&name).await.map_err(|e| Trouble::After(e.message))?;
+    match container.hypervisor_pid {
+        Some(_) => Err(Trouble::After("its VM is still there".into())),
+        None => Ok(said.complaint),
     }
 }
 

@@ -1,11 +1,10 @@
 //! `system check --security`: attacks on the running installation.
 //!
 //! ```text
-//! image ─► two containers ─► attacks from within ─► limits ─► hostile agents ─┐
-//!          one with all       and on the host                  in VMs of their  ├─► rows
-//!          capabilities,      what they changed                own              │
-//!          one with none asked                                                  │
-//! jail of a hypervisor with the probe in it; another user; templates; trail ────┘
+//!        ┌─► two containers, one with all capabilities ─► attacks from within, limits ─┐
+//! image ─┤                                                                              ├─►
+//!        └─► hostile agents, each in a VM of its own ─► given up by the host ───────────┘
+//!    ─► a jail of a hypervisor with the probe in it, another user, templates, the trail ─► rows
 //! ```
 //! Whatever happens, what was made is removed.
 
@@ -18,6 +17,7 @@ use container_api::runtime::TemplateManifest;
 use container_api::types::ContainerSnapshot;
 use container_api::{ErrorCode, audit, paths, ram};
 
+use super::guest::Guests;
 use super::stage::{Stage, unavailable};
 use super::{Row, Verdict, agent, guest, jail};
 use crate::attach::signals::Signals;
@@ -65,18 +65,22 @@ async fn attack(stage: &Stage<'_>) -> Outcome<Vec<Row>> {
     let file = paths::config_file(stage.session.root()).map_err(container_api::ApiError::from)?;
     let allowed = Config::load(&file)?.security.allow_missing;
     stage.load().await.map_err(|why| unavailable("the image of the check", &why))?;
-    let mut rows = Vec::new();
-    let guests = guest::start(stage).await;
-    rows.extend(guest::attacks(stage, &guests).await);
+    // Those wait for the host to give them up most of their time.
+    let (ends, (mut rows, guests)) = tokio::join!(agent::attack(stage), from_within(stage));
     let attacked = match &guests {
         Ok(guests) => stage.session.connect()?.inspect(&guests.attacker).await.ok(),
         Err(_) => None,
     };
     rows.extend(hypervisor(attacked.as_ref()));
     rows.extend(jail::attacks(stage, attacked.as_ref(), &allowed).await);
-    rows.extend(agent::attacks(stage, guests.as_ref().ok()).await);
+    rows.extend(agent::rows(stage, ends, guests.as_ref().ok()).await);
     rows.push(templates(stage.session.root().templates()).await);
     Ok(rows)
+}
+
+async fn from_within(stage: &Stage<'_>) -> (Vec<Row>, Result<Guests, String>) {
+    let guests = guest::start(stage).await;
+    (guest::attacks(stage, &guests).await, guests)
 }
 
 /// What the kernel says of the hypervisor of a container that was just attacked.

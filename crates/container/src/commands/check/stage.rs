@@ -23,6 +23,10 @@ use crate::session::Session;
 const WHOLE: Duration = Duration::from_secs(225);
 /// The longest that one command may take; a cold start of an emulated VM beside other work.
 pub const STEP: Duration = Duration::from_secs(90);
+/// How long it may take until nothing is left.
+const CLEAR: Duration = Duration::from_secs(30);
+/// Between two attempts at that.
+const PERIOD: Duration = Duration::from_millis(200);
 /// What is read of a command's output, in bytes: guests speak there.
 const MAX_OUTPUT: u64 = 256 << 10;
 /// What the names of everything that a check makes begin with; then its process id.
@@ -131,7 +135,17 @@ impl<'a> Stage<'a> {
     }
 
     /// Runs a command to its end, within `limit` and what is left of the whole check's time.
-    pub async fn run(&self, mut command: Command, limit: Duration) -> Result<Said, String> {
+    pub async fn run(&self, command: Command, limit: Duration) -> Result<Said, String> {
+        let left = self.end.saturating_duration_since(Instant::now());
+        self.within(Ok(command), limit.min(left)).await
+    }
+
+    async fn within(
+        &self,
+        command: Result<Command, String>,
+        limit: Duration,
+    ) -> Result<Said, String> {
+        let mut command = command?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command
             .kill_on_drop(true)
@@ -139,7 +153,6 @@ impl<'a> Stage<'a> {
             .map_err(|e| format!("{}: {e}", command.as_std().get_program().to_string_lossy()))?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let all = async { tokio::join!(bounded(stdout), bounded(stderr), child.wait()) };
-        let limit = limit.min(self.end.saturating_duration_since(Instant::now()));
         let (output, errors, status) = tokio::time::timeout(limit, all)
             .await
             .map_err(|_| format!("no answer within {} s", limit.as_secs()))?;
@@ -162,39 +175,41 @@ impl<'a> Stage<'a> {
     }
 
     /// Removes everything that this check has made, and what one before has left that was killed.
+    /// A container's network is free a moment after the container is gone, so again until nothing
+    /// is left.
     pub async fn clear(&self) -> Result<(), String> {
-        let mut names = Vec::new();
-        // Beyond the end of the time for attacks: nothing may stay.
-        let ask = |words: Vec<String>| async move {
-            let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            let command = self.command(&words)?;
-            tokio::time::timeout(STEP, {
-                let mut command = command;
-                async move { command.stdin(Stdio::null()).kill_on_drop(true).output().await }
-            })
-            .await
-            .map_err(|_| format!("{}: no answer", words.join(" ")))?
-            .map_err(|e| e.to_string())
-        };
-        let words = |list: &[&str]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let end = Instant::now() + CLEAR;
+        loop {
+            let left = self.remove().await?;
+            match left.is_empty() {
+                true => return Ok(()),
+                false if Instant::now() > end => {
+                    return Err(format!("{} is still there", left.join(", ")));
+                }
+                false => tokio::time::sleep(PERIOD).await,
+            }
+        }
+    }
+
+    /// Tries once; what could not be removed.
+    async fn remove(&self) -> Result<Vec<String>, String> {
+        let mut left = Vec::new();
         for (list, remove) in [
             (&["list", "--all", "--quiet"][..], &["delete", "--force"][..]),
             (&["network", "list", "--quiet"], &["network", "delete"]),
             (&["image", "list", "--quiet"], &["image", "delete"]),
         ] {
-            let output = ask(words(list)).await?;
-            let output = String::from_utf8_lossy(&output.stdout).into_owned();
+            // Not within the time for attacks: nothing may stay.
+            let run = |words: Vec<&str>| self.within(self.command(&words), CLEAR);
+            let output = run(list.to_vec()).await?.ok()?;
             let ours = output.lines().map(str::trim).filter(|name| self.is_to_be_removed(name));
             for name in ours {
-                names.push(name.to_owned());
-                let done = ask([words(remove), vec![name.to_owned()]].concat()).await?;
-                if !done.status.success() {
-                    return Err(format!("{name} is still there"));
+                if run([remove, &[name]].concat()).await?.ok().is_err() {
+                    left.push(name.to_owned());
                 }
             }
         }
-        self.session.debug(format_args!("removed {}", names.join(", ")));
-        Ok(())
+        Ok(left)
     }
 
     /// Of this check, or of one whose process is gone.
