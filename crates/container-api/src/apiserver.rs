@@ -385,6 +385,8 @@ pub struct TemplateStatus {
 pub struct SpareStatus {
     /// Its template's key.
     pub template: String,
+    /// Whether it serves containers with bind mounts, and these alone.
+    pub mappable: bool,
     /// `ready` or `being made`.
     pub state: String,
     /// Bytes of the host's memory that it holds for itself.

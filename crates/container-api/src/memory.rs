@@ -1,6 +1,8 @@
 //! Memory that a process holds for itself.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 
 /// Anonymous memory of a process in bytes, in RAM or swapped out (`smaps_rollup` of `proc(5)`).
 ///
@@ -9,6 +11,29 @@ use std::io;
 pub fn own(pid: i32) -> io::Result<u64> {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     anonymous(&rollup).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "smaps_rollup"))
+}
+
+/// Bytes of memory that a process holds and no other does: its anonymous memory, in RAM or swapped
+/// out, and its memfds. Of a file that it maps copy-on-write the copied pages count.
+///
+/// # Errors
+/// When it can't be read.
+pub fn own_with_memfds(pid: i32) -> io::Result<u64> {
+    let mut bytes = own(pid)?;
+    let mut seen = BTreeSet::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        // Descriptors come and go meanwhile; a file may have several.
+        let Ok(path) = entry.map(|entry| entry.path()) else { continue };
+        let is_memfd = std::fs::read_link(&path)
+            .is_ok_and(|to| to.as_os_str().as_encoded_bytes().starts_with(b"/memfd:"));
+        if is_memfd
+            && let Ok(meta) = std::fs::metadata(&path)
+            && seen.insert((meta.dev(), meta.ino()))
+        {
+            bytes += meta.blocks() * 512;
+        }
+    }
+    Ok(bytes)
 }
 
 fn anonymous(rollup: &str) -> Option<u64> {

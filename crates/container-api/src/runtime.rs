@@ -47,6 +47,10 @@ pub struct VmSpec {
     /// The template to restore the VM from; `None` boots it.
     #[serde(default)]
     pub template: Option<TemplateFiles>,
+    /// Whether a restored VM's RAM can be mapped by others, whatever it has: a spare's, for a
+    /// container with shares.
+    #[serde(default)]
+    pub mappable: bool,
     /// Whether the VM has a NIC. Without a tap that the helper inherits, one is made inside the
     /// jail that leads nowhere.
     #[serde(default)]

@@ -375,6 +375,7 @@ impl Engine {
             image_disk: PathBuf::new(),
             upper_disk: PathBuf::new(),
             shares: Vec::new(),
+            mappable: false,
             hidden: self.hidden(),
             volumes: Vec::new(),
             maintenance: false,

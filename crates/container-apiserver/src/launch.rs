@@ -28,7 +28,7 @@ use crate::kernel::Kernel;
 use crate::lifecycle::Event;
 use crate::networks::guest;
 use crate::process::Handle;
-use crate::spare::{Spare, keeper};
+use crate::spare::{Needs, Spare, keeper};
 use crate::store::Runtime;
 use crate::template::{Acquired, Shape};
 
@@ -52,6 +52,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether a file server serves the container's bind mounts.
+    pub fn has_shares(&self) -> bool {
+        !self.maintenance && self.shares.as_ref().is_ok_and(|shares| !shares.is_empty())
+    }
+
     /// The same for a VM that only reads or writes the container's disk, and its volumes if they
     /// are `claimed` for it.
     pub fn for_maintenance(self, claimed: bool) -> Plan {
@@ -126,7 +131,7 @@ impl Engine {
     /// It has the container's disk and nothing else of it.
     pub async fn launch_bare(&self, container: &Container, plan: &Plan) -> Result<Arc<Machine>> {
         if let Some(shape) = &plan.shape
-            && let Some(spare) = self.spare_for(shape, false)
+            && let Some(spare) = self.spare_for(shape, Needs { tap: false, mappable: false })
         {
             match self.adopt_wired(container, plan, spare, Wires::default()).await {
                 Ok(machine) => return Ok(Arc::new(machine)),
@@ -150,15 +155,15 @@ impl Engine {
         spares: bool,
         attachment: &Attachment,
     ) -> Result<Arc<Machine>> {
-        // A spare's RAM can't be mapped by a file server.
-        let spares = spares && plan.shares.as_ref().map_err(Clone::clone)?.is_empty();
+        plan.shares.as_ref().map_err(Clone::clone)?;
         let networked = is_networked(container);
         if networked && self.networks.want() {
             keeper::end_tapless(self).await;
         }
         if let Some(shape) = &plan.shape
             && spares
-            && let Some(spare) = self.spare_for(shape, networked)
+            && let Some(spare) =
+                self.spare_for(shape, Needs { tap: networked, mappable: plan.has_shares() })
         {
             match self.adopt(container, plan, spare, attachment).await {
                 Ok(machine) => return Ok(self.has_machine(container, machine)),
@@ -210,12 +215,12 @@ impl Engine {
         Ok(Wires { guest, attached: Some(attached), taps })
     }
 
-    /// A spare of this shape; while there is no template of it, also a larger one. With `tap` one
-    /// that can be put on a network.
-    fn spare_for(&self, shape: &Shape, tap: bool) -> Option<Spare> {
-        let exact = self.spares.take(shape, tap);
-        let larger =
-            || (!self.templates.is_ready(&shape.key)).then(|| self.spares.take_larger(shape, tap));
+    /// A spare of this shape; while there is no template of it, also a larger one.
+    fn spare_for(&self, shape: &Shape, needs: Needs) -> Option<Spare> {
+        let exact = self.spares.take(shape, needs);
+        let larger = || {
+            (!self.templates.is_ready(&shape.key)).then(|| self.spares.take_larger(shape, needs))
+        };
         exact.or_else(|| larger()?)
     }
 

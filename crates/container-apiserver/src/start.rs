@@ -181,7 +181,7 @@ impl Engine {
     fn used(&self, plan: &Plan) {
         if let Some(shape) = &plan.shape {
             self.templates.want(shape, &plan.kernel);
-            self.spares.used(shape, &plan.kernel, 0);
+            self.spares.used(shape, &plan.kernel, plan.has_shares(), 0);
         }
     }
 

@@ -110,9 +110,9 @@ impl Blueprint {
             ram: template.ram.clone(),
             state: state.into(),
             // A file server maps the RAM.
-            sharing: match self.spec.shares.is_empty() {
-                true => RamSharing::CopyOnWrite,
-                false => RamSharing::Copy,
+            sharing: match self.spec.mappable || !self.spec.shares.is_empty() {
+                false => RamSharing::CopyOnWrite,
+                true => RamSharing::Copy,
             },
         };
         self.config(origin).map(Some)

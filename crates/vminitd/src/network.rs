@@ -7,21 +7,30 @@
 mod netlink;
 
 use crate::failure::{Context, Failure};
-use netlink::{Batch, Socket, attributes};
+use netlink::{Batch, Socket, attribute, attributes};
 use nix::errno::Errno;
 use nix::libc;
 use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+use std::sync::LazyLock;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 use vminitd_protocol::GUEST_NIC_LIMIT;
 use vminitd_protocol::message::ErrorCode::{InvalidRequest, Unsupported};
 use vminitd_protocol::message::{Address, ConfigureNetwork, Interface};
 
+/// Something new; it is an error when it is there.
+const CREATE: i32 = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
 /// Between two looks for a NIC.
 const STEP: Duration = Duration::from_millis(2);
 /// From `linux/if_addr.h`, of `ifa_flags`.
 const IFA_F_NODAD: u8 = 0x02;
+/// From `linux/if_link.h`.
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
+/// Whether the kernel has IPv6.
+static HAS_IPV6: LazyLock<bool> = LazyLock::new(|| Path::new("/proc/net/if_inet6").exists());
 /// From `linux/if_arp.h`.
 const ARPHRD_ETHER: u16 = 1;
 
@@ -38,6 +47,7 @@ pub struct Network {
 struct Done {
     index: u32,
     addresses: Vec<Address>,
+    gateways: Vec<Vec<u8>>,
 }
 
 /// A NIC that the kernel has.
@@ -54,10 +64,19 @@ impl Network {
         self.done.is_empty()
     }
 
-    /// Looks for the first NIC ahead. None is no error.
+    /// Looks for the first NIC ahead, and brings it up, without an address: its rings are then
+    /// filled, and what the kernel keeps of it is made. None is no error, nor is one that can't.
     pub fn look(&mut self) {
-        let nics = Socket::open().internal("").and_then(|socket| nics(&socket));
-        self.first = nics.ok().and_then(|nics| nics.into_iter().next());
+        let Ok(socket) = Socket::open() else { return };
+        let nics = nics(&socket).ok();
+        self.first = nics.and_then(|nics| nics.into_iter().next());
+        let Some(first) = self.first.as_mut().filter(|_| self.done.is_empty()) else { return };
+        let mut steps = Steps::default();
+        steps.rename(std::slice::from_ref(first));
+        steps.bring_up(first.index, "the first NIC".into());
+        if steps.take(&socket, &[]).is_ok() {
+            first.name = "eth0".into();
+        }
     }
 
     /// Has the NICs be as the request says and as no former one did.
@@ -73,13 +92,19 @@ impl Network {
         let mut steps = Steps::default();
         steps.rename(&nics);
         for (nic, interface) in nics.iter().zip(&request.interfaces) {
-            let addresses = interface.addresses.clone();
-            self.done.push(Done { index: nic.index, addresses });
-            steps.set_up(nic.index, interface);
+            let mut addresses = interface.addresses.clone();
+            if addresses.iter().any(|address| address.ip.len() == 16) {
+                addresses.extend(link_local(&interface.mac));
+            }
+            steps.set_up(nic.index, interface, &addresses);
+            let gateways = interface.gateways.clone();
+            self.done.push(Done { index: nic.index, addresses, gateways });
         }
         // Behind all addresses: a gateway must be on some NIC's network.
         for (nic, interface) in nics.iter().zip(&request.interfaces) {
-            interface.gateways.iter().for_each(|gateway| steps.route(nic.index, gateway));
+            for gateway in &interface.gateways {
+                steps.route("add", libc::RTM_NEWROUTE, CREATE, nic.index, gateway);
+            }
         }
         steps.take(&socket, &[])?;
         let named = nics.into_iter().next().map(|nic| Nic { name: "eth0".into(), ..nic });
@@ -87,18 +112,24 @@ impl Network {
         Ok(())
     }
 
-    /// Takes everything back. What has gone with its NIC is no error.
+    /// Takes everything back. What has gone with its NIC is no error. The first NIC stays up: its
+    /// rings need not be filled again.
     fn undo(&mut self, socket: &Socket) -> Result<(), Failure> {
         let mut steps = Steps::default();
-        for Done { index, addresses } in std::mem::take(&mut self.done) {
-            // IPv6 addresses and all routes go with the link.
-            for address in addresses.iter().filter(|address| address.ip.len() == 4) {
+        let first = self.first.as_ref().map(|nic| nic.index);
+        for Done { index, addresses, gateways } in std::mem::take(&mut self.done) {
+            for gateway in &gateways {
+                steps.route("remove", libc::RTM_DELROUTE, 0, index, gateway);
+            }
+            for address in &addresses {
                 steps.address("remove", libc::RTM_DELADDR, 0, index, address);
             }
-            let down = link_header(index, 0);
-            steps.step(format!("take NIC {index} down"), libc::RTM_NEWLINK, 0, &down);
+            if first != Some(index) {
+                let down = link_header(index, 0);
+                steps.step(format!("take NIC {index} down"), libc::RTM_NEWLINK, 0, &down);
+            }
         }
-        steps.take(socket, &[Errno::ENODEV, Errno::EADDRNOTAVAIL])
+        steps.take(socket, &[Errno::ENODEV, Errno::EADDRNOTAVAIL, Errno::ESRCH])
     }
 }
 
@@ -188,7 +219,7 @@ impl Steps {
         self.batch.request(kind, flags, header)
     }
 
-    /// Names the NICs in their order. They are down, all of them.
+    /// Names the NICs in their order. Those with other names are down.
     fn rename(&mut self, nics: &[Nic]) {
         let wrong = |(at, nic): &(usize, &Nic)| nic.name != format!("eth{at}");
         let wrong: Vec<_> = nics.iter().enumerate().filter(wrong).collect();
@@ -203,15 +234,28 @@ impl Steps {
         }
     }
 
-    fn set_up(&mut self, index: u32, interface: &Interface) {
-        let up = link_header(index, libc::IFF_UP as u32);
+    /// Brings a NIC up. It makes no link-local address of its own: that would be the one of the
+    /// hardware address that it has then, and tentative for a second.
+    fn bring_up(&mut self, index: u32, what: String) -> &mut Batch {
+        if *HAS_IPV6 {
+            // On its own and ahead: the kernel looks at it last.
+            let mode = attribute(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
+            let family = attribute(libc::AF_INET6 as u16, &mode);
+            let mut header = link_header(index, 0);
+            header[12..].fill(0);
+            let step = format!("make NIC {index} choose no address");
+            self.step(step, libc::RTM_NEWLINK, 0, &header).attribute(libc::IFLA_AF_SPEC, &family);
+        }
+        self.step(what, libc::RTM_NEWLINK, 0, &link_header(index, libc::IFF_UP as u32))
+    }
+
+    fn set_up(&mut self, index: u32, interface: &Interface, addresses: &[Address]) {
         let what = format!("bring up the NIC {} with MTU {}", mac(&interface.mac), interface.mtu);
-        self.step(what, libc::RTM_NEWLINK, 0, &up)
+        self.bring_up(index, what)
             .attribute(libc::IFLA_ADDRESS, &interface.mac)
             .attribute(libc::IFLA_MTU, &interface.mtu.to_ne_bytes());
-        let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-        for address in &interface.addresses {
-            self.address("add", libc::RTM_NEWADDR, flags, index, address);
+        for address in addresses {
+            self.address("add", libc::RTM_NEWADDR, CREATE, index, address);
         }
     }
 
@@ -229,7 +273,7 @@ impl Steps {
         }
     }
 
-    fn route(&mut self, index: u32, gateway: &[u8]) {
+    fn route(&mut self, verb: &str, kind: u16, flags: i32, index: u32, gateway: &[u8]) {
         let header = [
             family(gateway) as u8,
             0,
@@ -244,9 +288,8 @@ impl Steps {
             0,
             0,
         ];
-        let what = format!("add the default route by {}", shown(gateway));
-        let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-        self.step(what, libc::RTM_NEWROUTE, flags, &header)
+        let what = format!("{verb} the default route by {}", shown(gateway));
+        self.step(what, kind, flags, &header)
             .attribute(libc::RTA_OIF, &index.to_ne_bytes())
             .attribute(libc::RTA_GATEWAY, gateway);
     }
@@ -263,6 +306,13 @@ fn link_header(index: u32, flags: u32) -> [u8; 16] {
 
 fn family(ip: &[u8]) -> i32 {
     if ip.len() == 4 { libc::AF_INET } else { libc::AF_INET6 }
+}
+
+/// The link-local address that neighbours expect of a hardware address (RFC 4291, appendix A).
+fn link_local(mac: &[u8]) -> Option<Address> {
+    let &[a, b, c, d, e, f] = mac else { return None };
+    let ip = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f];
+    Some(Address { ip: ip.to_vec(), prefix_len: 64 })
 }
 
 /// The last address of an IPv4 network that has one.

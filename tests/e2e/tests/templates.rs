@@ -90,6 +90,31 @@ fn a_spare_is_taken_once_and_followed_by_another() {
 }
 
 #[test]
+fn a_container_with_a_bind_mount_takes_a_spare_of_its_own_kind() {
+    let it = Installation::with_config("runtime.spare_idle_seconds = 600\n");
+    let source = it.scratch().join("source");
+    std::fs::create_dir(&source).expect("a folder");
+    let volume = format!("{}:/data", source.display());
+    let own_kind = || {
+        let status = status(&it);
+        let spares = status["spares"].as_array()?;
+        let found = spares.iter().find(|s| s["mappable"] == true && s["state"] == "ready")?;
+        found["memoryInBytes"].as_u64()
+    };
+    it.run(["run", "--rm", "-v", &volume, "busybox", "true"]).ok();
+    let held = wait_for("a spare for bind mounts", DEADLINE, own_kind);
+    // Its RAM is a copy, which counts.
+    assert!(held > 32 << 20, "{held}");
+    // It is not for those who can do without.
+    assert_eq!(origin_of(&it, "plain"), "template");
+    let run = ["run", "-d", "--name", "mounted", "-v", &volume, "busybox", "sleep", "1000"];
+    it.run(run).ok();
+    assert_eq!(it.inspect("mounted")["vmOrigin"], "spare");
+    it.run(["exec", "mounted", "sh", "-c", "echo of the guest >/data/f"]).ok();
+    assert_eq!(std::fs::read_to_string(source.join("f")).expect("the file"), "of the guest\n");
+}
+
+#[test]
 fn a_damaged_template_is_never_used_and_mended() {
     let it = Installation::with_config("runtime.spare = 0\n");
     assert_eq!(origin_of(&it, "first"), "cold");

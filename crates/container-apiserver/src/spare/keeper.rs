@@ -38,11 +38,11 @@ pub async fn run(engine: Arc<Engine>) {
         if !tidy(&engine).await {
             continue;
         }
-        while let Some((shape, kernel)) =
+        while let Some((shape, kernel, mappable)) =
             engine.spares.missing(|key| engine.templates.is_ready(key))
         {
             engine.quiet(QUIET, PATIENCE).await;
-            if !make_one(&engine, &shape, &kernel).await {
+            if !make_one(&engine, &shape, &kernel, mappable).await {
                 break;
             }
         }
@@ -58,7 +58,7 @@ async fn keep_default(engine: &Arc<Engine>) -> Result<()> {
         return Err(ApiError::internal("VMs are not restored from templates here"));
     };
     engine.templates.want(&shape, &kernel);
-    engine.spares.used(&shape, &kernel, engine.spares.kept());
+    engine.spares.used(&shape, &kernel, false, engine.spares.kept());
     Ok(())
 }
 
@@ -78,13 +78,13 @@ async fn tidy(engine: &Arc<Engine>) -> bool {
 }
 
 /// Makes a spare; false when no other should be tried now.
-async fn make_one(engine: &Arc<Engine>, shape: &Shape, kernel: &Kernel) -> bool {
+async fn make_one(engine: &Arc<Engine>, shape: &Shape, kernel: &Kernel, mappable: bool) -> bool {
     let begun = Instant::now();
-    match try_make(engine, shape, kernel).await {
+    match try_make(engine, shape, kernel, mappable).await {
         Ok(spare) => {
             let pid = spare.handle().identity().pid;
             let took_ms = begun.elapsed().as_millis() as u64;
-            tracing::info!(template = shape.key, pid, took_ms, "a spare is ready");
+            tracing::info!(template = shape.key, mappable, pid, took_ms, "a spare is ready");
             let (watched, handle) = (engine.clone(), spare.handle().clone());
             match engine.spares.made(spare) {
                 Some(unwanted) => unwanted.end().await,
@@ -99,17 +99,23 @@ async fn make_one(engine: &Arc<Engine>, shape: &Shape, kernel: &Kernel) -> bool 
         }
         Err(error) => {
             tracing::warn!(template = shape.key, %error, "a spare was not made");
-            engine.spares.failed(&shape.key);
+            engine.spares.failed(shape, mappable);
             false
         }
     }
 }
 
-async fn try_make(engine: &Arc<Engine>, shape: &Shape, kernel: &Kernel) -> Result<Spare> {
+async fn try_make(
+    engine: &Arc<Engine>,
+    shape: &Shape,
+    kernel: &Kernel,
+    mappable: bool,
+) -> Result<Spare> {
     let template = engine.templates.acquire(shape).await;
     let template = template.filter(|template| template.key == shape.key);
     let template = template.ok_or_else(|| ApiError::internal("its template is gone"))?;
-    Spare::make(engine, shape, kernel, &template, |handle| engine.spares.launched(handle)).await
+    let what = (shape, kernel, mappable);
+    Spare::make(engine, what, &template, |handle| engine.spares.launched(handle)).await
 }
 
 /// Ends all spares: `close` for good.

@@ -35,12 +35,15 @@ pub struct Spares {
 #[derive(Debug, Default)]
 struct Inner {
     ready: Vec<Spare>,
-    making: Option<(String, Option<Arc<Handle>>)>,
-    uses: BTreeMap<String, Use>,
-    failures: BTreeMap<String, Backoff>,
+    making: Option<(Kind, Option<Arc<Handle>>)>,
+    uses: BTreeMap<Kind, Use>,
+    failures: BTreeMap<Kind, Backoff>,
     /// The service ends: none is made any more.
     closed: bool,
 }
+
+/// What tells spares apart: the shape's key, and whether their RAM can be mapped by a file server.
+type Kind = (String, bool);
 
 /// A shape that containers use.
 #[derive(Debug)]
@@ -50,6 +53,21 @@ struct Use {
     last: Instant,
     /// So many spares whether it is used or not.
     kept: usize,
+}
+
+/// What a container needs of a spare.
+#[derive(Debug, Clone, Copy)]
+pub struct Needs {
+    /// A NIC that can be put on a network.
+    pub tap: bool,
+    /// RAM that a file server can map. Who does not need it does not get it: it is a copy.
+    pub mappable: bool,
+}
+
+impl Needs {
+    fn are_met(self, spare: &Spare) -> bool {
+        spare.is_mappable() == self.mappable && (!self.tap || spare.tap().is_some())
+    }
 }
 
 impl Spares {
@@ -86,13 +104,14 @@ impl Spares {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a container of this shape was started; `kept` spares stay from now on.
-    pub fn used(&self, shape: &Shape, kernel: &Kernel, kept: usize) {
+    /// Notes that a container of this shape was started, with `mappable` one that needs a RAM which
+    /// a file server maps; `kept` spares stay from now on.
+    pub fn used(&self, shape: &Shape, kernel: &Kernel, mappable: bool, kept: usize) {
         if !self.enabled() {
             return;
         }
         let mut inner = self.inner();
-        let entry = inner.uses.entry(shape.key.clone());
+        let entry = inner.uses.entry((shape.key.clone(), mappable));
         let entry = entry.or_insert_with(|| Use {
             shape: shape.clone(),
             kernel: kernel.clone(),
@@ -105,22 +124,21 @@ impl Spares {
         self.look();
     }
 
-    /// Takes a spare of this very shape; with `tap` one whose NIC can be put on a network.
-    pub fn take(&self, shape: &Shape, tap: bool) -> Option<Spare> {
-        self.take_where(|spare| spare.shape.key == shape.key && (!tap || spare.tap().is_some()))
+    /// Takes a spare of this very shape.
+    pub fn take(&self, shape: &Shape, needs: Needs) -> Option<Spare> {
+        self.take_where(|spare| spare.shape.key == shape.key && needs.are_met(spare))
     }
 
-    /// Takes a spare of the next larger shape, with a tap as [`Spares::take`] does.
-    pub fn take_larger(&self, shape: &Shape, tap: bool) -> Option<Spare> {
+    /// Takes a spare of the next larger shape.
+    pub fn take_larger(&self, shape: &Shape, needs: Needs) -> Option<Spare> {
         let least = {
             let inner = self.inner();
-            let fits =
-                |spare: &&Spare| spare.shape.may_serve(shape) && (!tap || spare.tap().is_some());
+            let fits = |spare: &&Spare| spare.shape.may_serve(shape) && needs.are_met(spare);
             let serving = inner.ready.iter().filter(fits);
             let least = serving.min_by_key(|spare| spare.shape.resources.memory_in_bytes);
             least.map(|spare| spare.shape.key.clone())?
         };
-        self.take_where(|spare| spare.shape.key == least && (!tap || spare.tap().is_some()))
+        self.take_where(|spare| spare.shape.key == least && needs.are_met(spare))
     }
 
     /// Puts back a spare that was taken and not touched.
@@ -145,16 +163,16 @@ impl Spares {
     }
 
     /// A shape of which a spare should be made now, given which templates are ready.
-    pub(super) fn missing(&self, is_ready: impl Fn(&str) -> bool) -> Option<(Shape, Kernel)> {
+    pub(super) fn missing(&self, is_ready: impl Fn(&str) -> bool) -> Option<(Shape, Kernel, bool)> {
         let mut inner = self.inner();
-        let found = inner.uses.iter().find(|(key, entry)| {
-            let there = inner.ready.iter().filter(|spare| spare.shape.key == **key).count();
-            let failing = inner.failures.get(*key).is_some_and(Backoff::lasts);
-            there < entry.kept.max(1) && !failing && is_ready(key)
+        let found = inner.uses.iter().find(|(kind, entry)| {
+            let there = inner.ready.iter().filter(|spare| spare.kind() == **kind).count();
+            let failing = inner.failures.get(*kind).is_some_and(Backoff::lasts);
+            there < entry.kept.max(1) && !failing && is_ready(&kind.0)
         });
-        let (key, entry) = found.filter(|_| !inner.closed)?;
-        let (key, found) = (key.clone(), (entry.shape.clone(), entry.kernel.clone()));
-        inner.making = Some((key, None));
+        let (kind, entry) = found.filter(|_| !inner.closed)?;
+        let found = (entry.shape.clone(), entry.kernel.clone(), kind.1);
+        inner.making = Some((kind.clone(), None));
         Some(found)
     }
 
@@ -173,8 +191,8 @@ impl Spares {
     pub(super) fn made(&self, spare: Spare) -> Option<Spare> {
         let mut inner = self.inner();
         inner.making = None;
-        inner.failures.remove(&spare.shape.key);
-        match inner.closed || !inner.uses.contains_key(&spare.shape.key) {
+        inner.failures.remove(&spare.kind());
+        match inner.closed || !inner.uses.contains_key(&spare.kind()) {
             true => Some(spare),
             false => {
                 inner.ready.push(spare);
@@ -184,12 +202,13 @@ impl Spares {
     }
 
     /// A spare could not be made.
-    pub(super) fn failed(&self, key: &str) {
+    pub(super) fn failed(&self, shape: &Shape, mappable: bool) {
+        let kind = (shape.key.clone(), mappable);
         let mut inner = self.inner();
         inner.making = None;
-        let before = inner.failures.get(key).copied();
+        let before = inner.failures.get(&kind).copied();
         let backoff = Backoff::after(before, FIRST_PAUSE, LONGEST_PAUSE);
-        inner.failures.insert(key.to_owned(), backoff);
+        inner.failures.insert(kind, backoff);
     }
 
     /// Forgets shapes that nobody has used for a while. Those with kept spares stay.
@@ -211,7 +230,7 @@ impl Spares {
                 Some("it has ended")
             } else if !is_ready(&spare.shape.key) {
                 Some("its template is gone")
-            } else if !inner.uses.contains_key(&spare.shape.key) {
+            } else if !inner.uses.contains_key(&spare.kind()) {
                 Some("its shape is not used any more")
             } else {
                 short
@@ -272,11 +291,13 @@ impl Spares {
         let inner = self.inner();
         let ready = inner.ready.iter().map(|spare| SpareStatus {
             template: spare.shape.key.clone(),
+            mappable: spare.is_mappable(),
             state: "ready".into(),
             memory_in_bytes: spare.memory(),
         });
-        let making = inner.making.iter().map(|(key, _)| SpareStatus {
+        let making = inner.making.iter().map(|((key, mappable), _)| SpareStatus {
             template: key.clone(),
+            mappable: *mappable,
             state: "being made".into(),
             memory_in_bytes: 0,
         });

@@ -46,6 +46,8 @@ pub struct Spare {
     uid: JailUid,
     /// Its NIC's tap, which is on no network yet; `None`: the NIC leads nowhere for good.
     tap: Option<String>,
+    /// Whether a file server can map its RAM.
+    mappable: bool,
 }
 
 /// What a container's machine is made of when it was a spare.
@@ -63,21 +65,30 @@ impl Spare {
     /// Makes one from its template, and waits until it is ready. `launched` is told its process.
     pub async fn make(
         engine: &Arc<Engine>,
-        shape: &Shape,
-        kernel: &Kernel,
+        (shape, kernel, mappable): (&Shape, &Kernel, bool),
         template: &Acquired,
         launched: impl FnOnce(Arc<Handle>),
     ) -> Result<Spare> {
         let directory = engine.root.spares().join(name::random()?);
         DirBuilder::new().mode(0o700).create(&directory)?;
-        let made = match Self::launch(engine, shape, kernel, template, &directory).await {
+        let made = match Self::launch(engine, (shape, kernel, mappable), template, &directory).await
+        {
             Ok((helper, uid, tap)) => {
                 launched(helper.handle.clone());
                 match wait_ready(&helper).await {
                     Ok((client, hypervisor)) => {
                         let shape = shape.clone();
                         let directory = directory.clone();
-                        Ok(Spare { shape, directory, helper, client, hypervisor, uid, tap })
+                        Ok(Spare {
+                            shape,
+                            directory,
+                            helper,
+                            client,
+                            hypervisor,
+                            uid,
+                            tap,
+                            mappable,
+                        })
                     }
                     Err(error) => {
                         helper.handle.kill();
@@ -96,8 +107,7 @@ impl Spare {
 
     async fn launch(
         engine: &Arc<Engine>,
-        shape: &Shape,
-        kernel: &Kernel,
+        (shape, kernel, mappable): (&Shape, &Kernel, bool),
         template: &Acquired,
         directory: &Path,
     ) -> Result<(Helper, JailUid, Option<String>)> {
@@ -108,6 +118,7 @@ impl Spare {
         let mut spec = engine.vm_spec(kernel, &report, shape.resources)?;
         spec.virtualization = shape.virtualization;
         spec.template = Some(template.files.clone());
+        spec.mappable = mappable;
         spec.image_disk = kernel.warm_image.clone();
         spec.upper_disk = upper;
         spec.jail_uid = uid.get();
@@ -156,6 +167,15 @@ impl Spare {
         self.tap.as_deref()
     }
 
+    pub(super) fn kind(&self) -> (String, bool) {
+        (self.shape.key.clone(), self.mappable)
+    }
+
+    /// Whether a file server can map its RAM.
+    pub fn is_mappable(&self) -> bool {
+        self.mappable
+    }
+
     /// The jail's user id, for the container's `vm.json`.
     pub fn uid(&self) -> u32 {
         self.uid.get()
@@ -174,7 +194,7 @@ impl Spare {
     /// Bytes of the host's memory that it holds for itself; of a process that has gone, none.
     pub fn memory(&self) -> u64 {
         let processes = std::iter::once(&*self.helper.handle).chain(&self.hypervisor);
-        processes.map(|process| memory::own(process.identity().pid).unwrap_or(0)).sum()
+        processes.map(|process| memory::own_with_memfds(process.identity().pid).unwrap_or(0)).sum()
     }
 
     /// Bytes of disk that it holds.

@@ -4,6 +4,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use container_api::memory;
+
 use super::child::{Child, VmExit};
 use super::devices::{self, Disk};
 use super::error::{Error, Phase};
@@ -159,7 +161,7 @@ impl Vm for Running {
     }
 
     fn own_memory(&self) -> std::io::Result<u64> {
-        usage::own_memory(self.child.pid())
+        memory::own_with_memfds(self.child.pid())
     }
 
     fn cpu_time(&self) -> std::io::Result<Duration> {

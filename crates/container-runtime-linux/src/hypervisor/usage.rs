@@ -1,45 +1,7 @@
 //! What a VM costs its host.
 
-use std::collections::BTreeSet;
 use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::time::Duration;
-
-use container_api::memory;
-
-use super::listener::FileId;
-
-/// Bytes of memory that the process holds and no other does: its anonymous
-/// memory, in RAM or swapped out, and its memfds. Of a copy-on-write RAM the
-/// copied pages count, the template's file does not.
-pub fn own_memory(pid: i32) -> io::Result<u64> {
-    Ok(memory::own(pid)? + memfd_bytes(pid)?)
-}
-
-/// Each file once, by whatever number of descriptors.
-fn memfd_bytes(pid: i32) -> io::Result<u64> {
-    let mut bytes = 0;
-    let mut seen = BTreeSet::new();
-    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
-        // Descriptors come and go meanwhile.
-        let Ok(path) = entry.map(|entry| entry.path()) else { continue };
-        if !is_memfd(&path) {
-            continue;
-        }
-        let (Ok(file), Ok(meta)) = (FileId::of_path(&path), std::fs::metadata(&path)) else {
-            continue;
-        };
-        if seen.insert(file) {
-            bytes += meta.blocks() * 512;
-        }
-    }
-    Ok(bytes)
-}
-
-fn is_memfd(descriptor: &Path) -> bool {
-    std::fs::read_link(descriptor).is_ok_and(|to| to.to_string_lossy().starts_with("/memfd:"))
-}
 
 /// User and system time of all its threads.
 pub fn cpu_time(pid: i32) -> io::Result<Duration> {

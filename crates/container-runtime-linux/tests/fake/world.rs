@@ -47,6 +47,7 @@ pub fn spec(directory: &Path, template: bool) -> VmSpec {
         File::create(directory.join(name)).unwrap();
     }
     VmSpec {
+        mappable: false,
         kernel: "/x".into(),
         initramfs: "/x".into(),
         template: template

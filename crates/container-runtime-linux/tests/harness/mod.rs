@@ -176,6 +176,7 @@ pub async fn spec(resources: Resources) -> VmSpec {
     let source = Source { binary, ..Source::default() };
     let hypervisor = install::discover(&source, &support::jail()).await.unwrap();
     VmSpec {
+        mappable: false,
         kernel: bundle().join("vmlinux"),
         initramfs: bundle().join("initramfs.cpio"),
         template: None,

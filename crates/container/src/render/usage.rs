@@ -55,7 +55,8 @@ pub fn template(template: &TemplateStatus) -> String {
 /// A spare in one line.
 pub fn spare(spare: &SpareStatus) -> String {
     let (of, memory) = (short(&spare.template), size(spare.memory_in_bytes));
-    format!("of {of}: {}, {memory} in memory", spare.state)
+    let purpose = if spare.mappable { " (for bind mounts)" } else { "" };
+    format!("of {of}{purpose}: {}, {memory} in memory", spare.state)
 }
 
 fn short(key: &str) -> &str {
@@ -97,8 +98,13 @@ Spares      0      0       0 B     0 B (0%)      0 B
         };
         let expected = "0123456789ab: 1 CPU, 256.0 MB, ready, 57.0 MB on disk";
         assert_eq!(template(&of), expected);
-        let of = SpareStatus { template: of.id, state: "ready".into(), memory_in_bytes: 1 << 25 };
-        assert_eq!(spare(&of), "of 0123456789ab: ready, 32.0 MB in memory");
+        let of = SpareStatus {
+            template: of.id,
+            mappable: true,
+            state: "ready".into(),
+            memory_in_bytes: 1 << 25,
+        };
+        assert_eq!(spare(&of), "of 0123456789ab (for bind mounts): ready, 32.0 MB in memory");
         assert_eq!((count(1, "x"), count(0, "x")), ("1 x".into(), "0 xs".into()));
     }
 }

@@ -55,10 +55,7 @@ impl Batch {
 
     /// Adds an attribute to the last request.
     pub fn attribute(&mut self, kind: u16, value: &[u8]) -> &mut Self {
-        let len = (4 + value.len()) as u16;
-        self.bytes.extend_from_slice(&len.to_ne_bytes());
-        self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        self.bytes.extend_from_slice(value);
+        self.bytes.extend_from_slice(&attribute(kind, value));
         self.end();
         self
     }
@@ -69,6 +66,15 @@ impl Batch {
         let len = (self.bytes.len() - self.last) as u32;
         self.bytes[self.last..self.last + 4].copy_from_slice(&len.to_ne_bytes());
     }
+}
+
+/// One attribute with its padding; may be the value of another.
+pub fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let len = (4 + value.len()) as u16;
+    let mut bytes = [len.to_ne_bytes(), kind.to_ne_bytes()].concat();
+    bytes.extend_from_slice(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
 }
 
 impl Socket {

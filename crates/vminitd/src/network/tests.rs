@@ -68,8 +68,8 @@ fn nics_are_as_the_last_request_says() {
         let addresses = ip(&format!("-o address show dev {name}"));
         assert!(addresses.contains(&format!("10.0.{last}.2/24 brd 10.0.{last}.255")));
         assert!(addresses.contains(&format!("fd00:0:0:{last}::2/64")), "{addresses}");
-        let own = addresses.lines().find(|line| line.contains("fd00:")).unwrap();
-        assert!(!own.contains("tentative"), "{own}");
+        assert!(addresses.contains(&format!("fe80::ff:fe00:{last}/64")), "{addresses}");
+        assert!(!addresses.contains("tentative"), "{addresses}");
     }
     assert!(ip("route show default").starts_with("default via 10.0.1.1 dev eth0"));
     assert!(ip("-6 route show default").starts_with("default via fd00:0:0:1::1 dev eth0"));
@@ -85,6 +85,16 @@ fn nics_are_as_the_last_request_says() {
     assert_eq!(ip("-6 route show default"), "");
     assert!(ip("-o link show dev eth0").contains("02:00:00:00:00:07"));
     assert!(!ip("-o link show dev eth1").contains(",UP"));
+
+    // One that was looked for ahead is up, and has no address until it is asked for.
+    network.configure(&ConfigureNetwork::default()).unwrap();
+    ip("link set eth0 name later");
+    network.look();
+    assert!(ip("-o link show dev eth0").contains(",UP"));
+    assert_eq!(ip("-o address show dev eth0"), "");
+    network.configure(&ConfigureNetwork { interfaces: vec![interface(7)] }).unwrap();
+    let addresses = ip("-o address show dev eth0");
+    assert!(addresses.contains("10.0.7.2/24") && addresses.contains("fe80::ff:fe00:7/64"));
 
     // What can't be is told with its reason, and undone by the next request.
     let mut lost = interface(1);
