@@ -8,7 +8,7 @@ use container_api::types::{Status, Timestamp};
 
 use super::*;
 use crate::container::Container;
-use crate::directory::Staged;
+use crate::directory::{self, Staged};
 use crate::engine::tests::engine;
 use crate::lifecycle::Life;
 use crate::store::Record;
@@ -211,4 +211,43 @@ fn only_what_stays_the_same_is_believed() {
         Checked { invariant: Invariant::Files, findings: findings(&["b", "c"]), not_run: None };
     let confirmed = confirmed(findings(&["a", "b"]), again);
     assert_eq!(confirmed.findings.violations, ["b"]);
+}
+
+#[tokio::test]
+async fn what_could_not_be_written_is_written_later() {
+    let directory = tempfile::tempdir().unwrap();
+    let engine = engine(directory.path());
+    let web = add(&engine, "web");
+    let other = rusqlite::Connection::open(engine.root.database()).unwrap();
+    let rename = |sql| other.execute_batch(sql).unwrap();
+    rename("ALTER TABLE container RENAME TO away");
+    web.update(|live| live.life.status = Status::Stopped);
+    engine.write_down(&web);
+    rename("ALTER TABLE away RENAME TO container");
+    let line = "container 'web' is recorded as created, and is stopped";
+    assert_eq!(containers::recorded(&engine).unwrap().violations, [line]);
+    engine.write_again();
+    assert_eq!(containers::recorded(&engine).unwrap().violations, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_start_of_the_service_sets_right_what_it_finds() {
+    let directory = tempfile::tempdir().unwrap();
+    let former = engine(directory.path());
+    let web = add(&former, "web");
+    let path = former.directory(&web);
+    // Killed in the middle of a rename, its helper before that.
+    directory::write_json(&path, names::CONFIG, &config("other")).unwrap();
+    fs::write(path.join(names::SOCKET), "").unwrap();
+    fs::create_dir(former.root.containers().join(".new-other-17-0")).unwrap();
+    drop((former, web));
+    let now = engine(directory.path());
+    crate::reconcile::reconcile(&now).await.unwrap();
+    let (config, _) = directory::read(&path).unwrap();
+    assert_eq!(config.id, "web");
+    assert_eq!(containers::recorded(&now).unwrap().violations, [""; 0]);
+    while !files::finished(&now).unwrap().violations.is_empty() {
+        // Leftovers are removed in the background.
+        tokio::task::yield_now().await;
+    }
 }

@@ -2,6 +2,7 @@
 
 mod fake;
 mod flow;
+mod invariants;
 
 use container_api::network::{
     Attachment, ContainerNetwork, Egress, HostAccess, Mac, Mode, NetworkConfig,
