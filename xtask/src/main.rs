@@ -20,6 +20,7 @@ mod kvm;
 mod lint;
 mod slim;
 mod stamp;
+mod surface;
 mod test;
 mod unsafety;
 mod variant;
@@ -51,6 +52,7 @@ cargo xtask COMMAND
   lint                       rustfmt, clippy, the crate graph, dependencies, counts of unsafe
   dependencies               licences, sources and bans of deny.toml, without the network
   unsafe                     the counts of unsafe, into docs/security.md
+  surface                    what a guest's programs reach, into docs/security.md
   graph                      check the crate graph against the design";
 
 fn main() -> ExitCode {
@@ -96,6 +98,7 @@ fn run() -> Result<()> {
         "lint" => lint::run(&workspace, args.finish()?),
         "dependencies" => dependencies::check(&workspace, args.finish()?),
         "unsafe" => unsafety::write(&workspace, args.finish()?),
+        "surface" => surface::write(&workspace, args.finish()?),
         "graph" => graph::check(&workspace, args.finish()?),
         other => bail!("unknown command {other:?}\n{USAGE}"),
     }

@@ -139,6 +139,13 @@ impl Installation {
         self
     }
 
+    /// The same, with all its commands run through another, such as `unshare … --`.
+    pub fn behind(mut self, command: &[&str]) -> Self {
+        let command = command.iter().map(ToString::to_string);
+        self.prefix = command.chain(self.prefix.clone()).collect();
+        self
+    }
+
     fn at(folder: TempDir, app_root: PathBuf, mode: Option<StartMode>) -> Self {
         crate::isolation::isolate();
         std::fs::create_dir_all(&app_root).expect("create the app root");

@@ -18,6 +18,7 @@ pub mod pty;
 pub mod registry;
 pub mod serve;
 pub mod start_mode;
+pub mod surface;
 pub mod tools;
 pub mod world;
 

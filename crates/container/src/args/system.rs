@@ -275,4 +275,16 @@ mod tests {
         set(Some("md5:1".into())).source().unwrap_err();
         set(Some(format!("sha256:{}", "a".repeat(64)))).source().unwrap();
     }
+
+    #[test]
+    fn a_check_is_of_an_installation_or_of_one_container() {
+        use clap::Parser;
+        let parse = |words: &str| crate::args::Cli::try_parse_from(words.split_whitespace());
+        for words in ["", " --security", " --state --deep", " --security --state", " box"] {
+            parse(&format!("container system check{words}")).unwrap();
+        }
+        for words in ["--security box", "--state box", "--deep", "box other"] {
+            parse(&format!("container system check {words}")).unwrap_err();
+        }
+    }
 }
