@@ -142,7 +142,7 @@ fn judge(wish: AcceleratorChoice, proof: Result<Proof, kvm::Failure>) -> Result<
         }
         Err(kvm::Failure::TooSlow { host: Some(host) }) => Err(format!(
             "guest code ran more than {:.0} × slower than the host's (limit {MAX_SLOWDOWN} ×)",
-            PROOF_DEADLINE.as_secs_f64() / host.as_secs_f64().max(1e-9)
+            kvm::guest_limit(host, PROOF_DEADLINE).as_secs_f64() / host.as_secs_f64().max(1e-9)
         )),
         Err(failure) => Err(failure.to_string()),
     }

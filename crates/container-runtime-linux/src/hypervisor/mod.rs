@@ -25,6 +25,7 @@ pub mod qemu;
 mod qmp;
 mod qmp_commands;
 mod running;
+mod scope;
 mod usage;
 
 use std::fs::File;

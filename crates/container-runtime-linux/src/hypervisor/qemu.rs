@@ -19,7 +19,7 @@ use super::qmp_commands::Capabilities;
 use super::running::{OwnRam, Running};
 use super::{
     Accelerator, DISK_LEN, ExtraNic, Hypervisor, Nic, Origin, QemuInstall, RamSharing,
-    START_DEADLINE, VmConfig, VmStreams, memory, migration,
+    START_DEADLINE, VmConfig, VmStreams, memory, migration, scope,
 };
 
 /// The least RAM in MiB with which the guest kernel boots; below, it ends in a
@@ -170,6 +170,7 @@ impl Prepared {
             command: command::vm(&install, shape, numbers),
         };
         let child = jail::spawn(&jail, program).await?;
+        scope::enclose(child.pid(), shape);
         if let Some((socket, ram)) = listener {
             let listener = jail::receive(&socket).map_err(no_listener)?;
             listener::answer(listener, ram)?;

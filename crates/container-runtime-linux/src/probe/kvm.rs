@@ -56,10 +56,20 @@ pub enum Failure {
 }
 
 /// How long it may take to make the test VM. Where the host itself is emulated
-/// the first one costs 70 ms, on a busy one a second, which says nothing of how fast guests run.
-const SETUP_DEADLINE: Duration = Duration::from_secs(3);
+/// the first one costs 70 ms, on a busy one seconds, which says nothing of how fast guests run.
+const SETUP_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Runs the comparison, at most as long as `limit`; what it needs is made before.
+/// A guest may take that many times the host's time before it is given up: on an emulated host
+/// the loop costs tens of milliseconds, and the process may be preempted.
+const PATIENCE: u32 = 12;
+
+/// How long the guest's side may take where `limit` is usual.
+pub fn guest_limit(host: Duration, limit: Duration) -> Duration {
+    limit.max(host * PATIENCE)
+}
+
+/// Runs the comparison; the guest's side of it as long as [`guest_limit`] says, what it needs is
+/// made before.
 pub fn prove(limit: Duration) -> Result<Proof, Failure> {
     check_opens()?;
     let (mut read, write) = pipe().map_err(Failure::Fork)?;
@@ -76,6 +86,11 @@ pub fn prove(limit: Duration) -> Result<Proof, Failure> {
             let mut report =
                 read_until(&mut read, Instant::now() + SETUP_DEADLINE, |text| text.ends_with('\n'));
             if report.starts_with("host") {
+                let host = match parse_report(&report) {
+                    Ok(Proof { host, .. }) | Err(Failure::TooSlow { host: Some(host) }) => host,
+                    Err(_) => Duration::ZERO,
+                };
+                let limit = guest_limit(host, limit);
                 report += &read_until(&mut read, Instant::now() + limit, |_| false);
             }
             // SAFETY: signals and reaps our own child, which nobody else waits
@@ -355,6 +370,13 @@ mod tests {
         assert_eq!(host, Duration::from_nanos(300));
         assert!(matches!(parse_report("error Invalid argument"), Err(Failure::Vm(_))));
         assert!(matches!(parse_report("done x"), Err(Failure::TooSlow { host: None })));
+    }
+
+    #[test]
+    fn a_slow_host_is_given_time() {
+        let usual = Duration::from_millis(100);
+        assert_eq!(guest_limit(Duration::from_micros(300), usual), usual);
+        assert_eq!(guest_limit(Duration::from_millis(30), usual), Duration::from_millis(360));
     }
 
     #[test]
