@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_secs(2);
 /// own beside the processor's.
 const MOST_PROCESSORS: f64 = 1.6;
 /// Below, the host was too busy to tell.
-const LEAST_PROCESSORS: f64 = 0.2;
+const LEAST_PROCESSORS: f64 = 0.5;
 
 /// MiB that are taken and given back, and how much of it has to come back.
 const TAKEN_MIB: u64 = 96;
