@@ -12,10 +12,14 @@ TESTS   ?=
 # `make kernel KVM=1` builds the guest kernel with KVM in it.
 KVM     ?=
 
+# `make fuzz TARGETS='frames agent' SECONDS=60`
+TARGETS ?=
+SECONDS ?= 600
+
 export PATH := $(PATH):$(HOME)/.cargo/bin
 bootstrap := packaging/bootstrap.sh
 
-.PHONY: help build kernel demo test test-kvm test-host bench install uninstall lint advisories clean
+.PHONY: help build kernel demo test test-kvm test-host bench install uninstall lint advisories fuzz clean
 
 help:
 	@echo 'make build            release binaries and the guest kernel, in target/'
@@ -27,6 +31,7 @@ help:
 	@echo 'make bench            the benchmarks of docs/benchmarks.md'
 	@echo 'make lint             rustfmt, clippy, licences and sources of dependencies'
 	@echo 'make advisories       known weaknesses of dependencies (cargo-deny, needs the network)'
+	@echo 'make fuzz             every fuzz target for SECONDS=$(SECONDS)   [TARGETS=]'
 	@echo 'make install          into PREFIX=$(PREFIX), below DESTDIR=$(DESTDIR)'
 	@echo 'make uninstall        what install put there'
 	@echo 'make clean            what was built'
@@ -68,6 +73,10 @@ advisories:
 	@$(bootstrap) toolchain
 	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
 	@cargo deny check advisories
+
+fuzz:
+	@$(bootstrap) build fuzz
+	@cargo xtask fuzz --seconds '$(SECONDS)' $(TARGETS)
 
 # Nothing is compiled as root: run `make build` first when installing with sudo.
 install:

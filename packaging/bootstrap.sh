@@ -44,6 +44,8 @@ packages_for() {
         ;;
     # What the kernel's own build needs beside a compiler.
     kernel) echo bc bison flex libelf-dev binutils xz-utils bzip2 ;;
+    # libFuzzer is C++.
+    fuzz) echo g++ ;;
     demo) echo mmdebstrap uidmap ;;
     test)
         echo erofs-utils e2fsprogs openssl skopeo umoci docker-registry busybox-static

@@ -24,6 +24,20 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vminitd-protocol", &[]),
     // Not part of the product. xtask renders the man pages from the CLI's parser.
     ("e2e", &[]),
+    (
+        "replay",
+        &[
+            "container",
+            "container-api",
+            "container-apiserver",
+            "container-archive",
+            "container-images",
+            "container-network",
+            "container-rootfs",
+            "container-runtime-linux",
+            "vminitd-protocol",
+        ],
+    ),
     ("xtask", &["container", "e2e"]),
 ];
 

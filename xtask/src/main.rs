@@ -12,6 +12,7 @@ mod demo;
 mod dependencies;
 #[cfg(feature = "documents")]
 mod documents;
+mod fuzz;
 mod graph;
 mod host;
 mod install;
@@ -51,6 +52,8 @@ cargo xtask COMMAND
   install --prefix DIR [--destdir DIR], uninstall
   lint                       rustfmt, clippy, the crate graph, dependencies, counts of unsafe
   dependencies               licences, sources and bans of deny.toml, without the network
+  fuzz [--seconds N] [TARGET…]
+                             builds and runs the fuzz targets, ten minutes each
   unsafe                     the counts of unsafe, into docs/security.md
   surface                    what a guest's programs reach, into docs/security.md
   graph                      check the crate graph against the design";
@@ -97,6 +100,7 @@ fn run() -> Result<()> {
         "documents" => documents::write(args),
         "lint" => lint::run(&workspace, args.finish()?),
         "dependencies" => dependencies::check(&workspace, args.finish()?),
+        "fuzz" => fuzz::fuzz(&workspace, &fuzz::Options::parse(args)?),
         "unsafe" => unsafety::write(&workspace, args.finish()?),
         "surface" => surface::write(&workspace, args.finish()?),
         "graph" => graph::check(&workspace, args.finish()?),

@@ -37,8 +37,8 @@ mod change {
 }
 
 /// Messages as they arrive, in pieces.
-#[derive(Default)]
-struct Messages {
+#[derive(Debug, Default)]
+pub struct Messages {
     bytes: Vec<u8>,
     done: usize,
 }
@@ -46,17 +46,21 @@ struct Messages {
 /// The file server sends what is no message.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the file server's message makes no sense")]
-struct Nonsense;
+pub struct Nonsense;
 
 impl Messages {
-    fn feed(&mut self, bytes: &[u8]) {
+    /// Adds what has arrived.
+    pub fn feed(&mut self, bytes: &[u8]) {
         self.bytes.drain(..self.done);
         self.done = 0;
         self.bytes.extend_from_slice(bytes);
     }
 
     /// The next one, if it is here whole.
-    fn next(&mut self) -> Result<Option<FileEvent>, Nonsense> {
+    ///
+    /// # Errors
+    /// When it makes no sense: nothing after it does.
+    pub fn take(&mut self) -> Result<Option<FileEvent>, Nonsense> {
         let Some((length, rest)) = self.bytes[self.done..].split_first_chunk() else {
             return Ok(None);
         };
@@ -138,7 +142,7 @@ pub async fn forward(container: &Container, mut server: impl AsyncRead + Unpin) 
 fn batch(messages: &mut Messages) -> Result<Vec<FileEvent>, Nonsense> {
     let (mut events, mut room) = (Vec::new(), MAX_FILE_EVENT_BYTES);
     while events.len() < MAX_FILE_EVENTS && room >= 2 * MAX_FILE_PATH {
-        let Some(event) = messages.next()? else { break };
+        let Some(event) = messages.take()? else { break };
         room -= event.path.len() + event.to.len();
         events.push(event);
     }
@@ -185,7 +189,7 @@ mod tests {
         let mut found = Vec::new();
         for byte in [MOVED, MOVED].concat() {
             messages.feed(&[byte]);
-            found.extend(messages.next().unwrap());
+            found.extend(messages.take().unwrap());
         }
         assert_eq!(found.len(), 2);
         let event = &found[1];
@@ -213,7 +217,7 @@ mod tests {
         ] {
             let mut messages = Messages::default();
             messages.feed(bytes);
-            assert_eq!(messages.next(), Err(Nonsense), "{bytes:?}");
+            assert_eq!(messages.take(), Err(Nonsense), "{bytes:?}");
         }
     }
 
@@ -223,7 +227,7 @@ mod tests {
             let mut messages = Messages::default();
             for piece in pieces {
                 messages.feed(&piece);
-                while let Ok(Some(event)) = messages.next() {
+                while let Ok(Some(event)) = messages.take() {
                     prop_assert!(event.path.len() <= MAX_FILE_PATH);
                 }
             }

@@ -15,7 +15,7 @@ mod attach;
 mod commands;
 mod credentials;
 mod failure;
-mod predicate;
+pub mod predicate;
 mod progress;
 mod render;
 mod session;

@@ -78,7 +78,7 @@ fn take(bucket: &Mutex<Bucket>) -> bool {
 type Note<'a> = &'a (dyn Fn(Outcome<'_>) + Send + Sync);
 
 /// Answers a program's requests until it goes. `link` is where the agent is.
-pub async fn serve(stream: &Stream, link: &Path, limits: &Limits, note: Note<'_>) {
+pub(super) async fn serve(stream: &Stream, link: &Path, limits: &Limits, note: Note<'_>) {
     let mut agent = None;
     let mut input = Vec::new();
     loop {
