@@ -95,6 +95,19 @@ fn the_users_agent_signs_and_does_nothing_else() {
     }
     container(&one, &["exec", "box", "ssh-add", "/tmp/key"]).code(1);
     assert_eq!(one.keys().lines().count(), 1, "{}", one.keys());
+    // Both are in the audit trail.
+    let fingerprint = one.keys().split_whitespace().nth(1).unwrap().to_owned();
+    wait_for("signature and refusal in the trail", SOON, || {
+        let list = ["system", "audit", "list", "--subject", "box", "--format", "json"];
+        let rows = it.run(list).ok().json();
+        let seen = rows.as_array().unwrap().iter().filter(|row| row["what"] == "sshAgent");
+        let seen: Vec<_> = seen.cloned().collect();
+        let count =
+            |what: &str| seen.iter().filter_map(|r| r["counts"][what].as_u64()).sum::<u64>();
+        let key = seen.iter().any(|row| row["details"].to_string().contains(&fingerprint));
+        (count("signed") == 1 && count("refused") >= 2 && key).then_some(())
+    });
+    it.run(["system", "audit", "verify"]).ok().has("intact");
     // Another agent, as after a new login.
     let keys = container(&two, &["exec", "box", "ssh-add", "-l"]).ok().text();
     assert_eq!(keys, two.keys());

@@ -18,6 +18,9 @@ use crate::wire::{Refused, ResolverRequest};
 
 /// Why a question for a name is counted as dropped.
 const REFUSED_NAME: &str = "name";
+/// What every guest's kernel sends by itself, to look for routers and neighbours: of no account to
+/// the trail.
+const ORDINARY: [&str; 1] = ["broadcast"];
 /// Between two looks while nothing is denied: a look starts a program in each network.
 const QUIET: Duration = Duration::from_secs(5);
 /// Between two looks while something is.
@@ -84,6 +87,9 @@ impl<K: Kernel> Core<K> {
             *seen = others;
             for Dropped { container, reason, packets } in dropped {
                 let Some(container) = container else { continue };
+                if ORDINARY.contains(&reason.as_str()) {
+                    continue;
+                }
                 let key = (name.clone(), container.clone(), reason.clone());
                 let new = new_since(of_this.get(&key).copied(), packets);
                 seen.insert(key, packets);
