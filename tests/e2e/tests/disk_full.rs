@@ -1,0 +1,118 @@
+//! A full host disk under the app root: who writes sees it, nobody else suffers, and it is over
+//! when there is space again.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use e2e::{Installation, Output, busybox, processes};
+
+/// What the small disk holds.
+const DISK: &str = "size=64m,mode=755";
+/// What is given back in the end, in bytes.
+const BALLAST: u64 = 24 << 20;
+
+/// An installation whose app root is a file system of its own, which is small.
+struct Small {
+    it: Installation,
+    _mount: Mount,
+}
+
+/// Unmounted after the installation is gone, with what then remains of its folder.
+struct Mount(PathBuf);
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+        let _ = self.0.parent().map(std::fs::remove_dir_all);
+    }
+}
+
+impl Small {
+    fn new() -> Small {
+        assert!(processes::is_root(), "this mounts a file system, hence root runs it");
+        // The first step makes a mount namespace for this test.
+        let it = Installation::without_mode();
+        let root = it.app_root().to_owned();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", DISK, "tmpfs"]).arg(&root);
+        assert!(mount.status().expect("run mount").success(), "mount a small disk");
+        it.configure("runtime.template = false\nruntime.spare = 0\n");
+        it.load(&busybox::image().expect("the busybox image"));
+        Small { it, _mount: Mount(root) }
+    }
+
+    fn exec(&self, container: &str, script: &str) -> Output {
+        self.it.run(["exec", container, "sh", "-c", script])
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.it.app_root().join("ballast")
+    }
+
+    /// Takes space that is given back later.
+    fn load_ballast(&self) {
+        let file = std::fs::File::create(self.ballast()).expect("the ballast");
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, BALLAST)
+            .expect("the ballast");
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_to_who_writes_and_is_over_when_there_is_space() {
+    let small = Small::new();
+    let it = &small.it;
+    small.load_ballast();
+    let count = "n=0; while n=$((n + 1)); do echo $n >/dev/shm/n; usleep 100000; done";
+    let run = |name: &str, more: &[&str]| {
+        let run = it.container(["run", "-d", "--name", name]).args(more);
+        run.args(["busybox", "sh", "-c", count]).run().ok();
+    };
+    run("volume", &["-v", "data:/data"]);
+    run("own", &[]);
+    run("other", &[]);
+    for (container, directory) in [("volume", "/data"), ("own", "/srv")] {
+        let keep = format!("mkdir -p {directory}; echo kept >{directory}/kept; sync");
+        small.exec(container, &keep).ok();
+    }
+    // More than there is: the guests do not know that before they write. Both at once, as nothing
+    // can be begun on a full disk.
+    let fill = |container: &str, directory: &str| {
+        let fill = format!("dd if=/dev/zero of={directory}/big bs=1M count=96 conv=fsync");
+        let full = small.exec(container, &fill);
+        let said = full.errors();
+        let known = ["I/O error", "Input/output error", "No space left", "Read-only file system"];
+        let told = said.contains("/big") && known.iter().any(|text| said.contains(text));
+        assert!(full.code != Some(0) && told, "{full:?}");
+    };
+    std::thread::scope(|scope| {
+        let fills = [("volume", "/data"), ("own", "/srv")];
+        let fills =
+            fills.map(|(container, directory)| scope.spawn(move || fill(container, directory)));
+        for one in fills {
+            one.join().expect("a full disk");
+        }
+    });
+
+    // All go on, and what would be done without a record of it is refused.
+    for container in ["volume", "own", "other"] {
+        assert_eq!(it.status(container).as_deref(), Some("running"));
+    }
+    for refused in [&["volume", "create", "more"][..], &["create", "busybox"]] {
+        it.run(refused).fails(125, "No space left");
+    }
+
+    // There is space again: whoever kept away from the disk goes on, the others start again.
+    std::fs::remove_file(small.ballast()).expect("remove the ballast");
+    let other = "[ $(cat /dev/shm/n) -gt 1 ] && echo here >/file && sync && cat /file";
+    small.exec("other", other).ok().prints("here");
+    for (container, directory) in [("volume", "/data"), ("own", "/srv")] {
+        it.run(["stop", "-t", "0", container]).ok();
+        it.run(["start", container]).ok();
+        let go_on = format!(
+            "cat {directory}/kept; rm -f {directory}/big; \
+             dd if=/dev/zero of={directory}/more bs=1M count=4 conv=fsync 2>/dev/null && echo on"
+        );
+        small.exec(container, &go_on).ok().prints("kept\non");
+    }
+    it.run(["volume", "create", "more"]).ok();
+}
