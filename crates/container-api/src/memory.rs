@@ -57,5 +57,8 @@ mod tests {
         assert_eq!(anonymous("Rss: 90 kB\n"), None);
         assert!(own(std::process::id() as i32).unwrap() > 0);
         own(0).unwrap_err();
+        let pid = std::process::id() as i32;
+        assert!(own_with_memfds(pid).unwrap() > 0);
+        own_with_memfds(-1).unwrap_err();
     }
 }
