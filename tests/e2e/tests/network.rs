@@ -1,6 +1,7 @@
 //! Networks of containers, in a world of their own: with root, whose service has a leg in the
 //! host's network, and as a plain user.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use e2e::world::{LAN, METADATA, Place, SERVER, SERVER_V6};
@@ -238,6 +239,45 @@ fn egress_rules_let_named_places_through() {
     let dropped = it.run(["network", "inspect", "default"]).ok().json()[0]["dropped"].clone();
     let counted = dropped.as_array().unwrap().iter().any(|d| d["container"] == "c1");
     assert!(counted, "{dropped}");
+    denied_packets_are_in_the_audit_trail(&it);
+}
+
+/// What `container` was denied, by the audit trail: how many records, and how many packets of each
+/// reason.
+fn denied(it: &Installation, container: &str) -> (usize, BTreeMap<String, u64>) {
+    let list = ["system", "audit", "list", "--subject", container, "--format", "json"];
+    let rows = it.run(list).ok().json();
+    let rows = rows.as_array().unwrap().iter().filter(|row| row["what"] == "deniedPackets");
+    let (mut records, mut packets) = (0, BTreeMap::new());
+    for row in rows {
+        records += 1;
+        for (reason, count) in row["counts"].as_object().unwrap() {
+            *packets.entry(reason.clone()).or_default() += count.as_u64().unwrap();
+        }
+    }
+    (records, packets)
+}
+
+/// Goes on where the egress rules were tested: `c1` has been denied packets and names.
+fn denied_packets_are_in_the_audit_trail(it: &Installation) {
+    const FLOOD: u64 = 500;
+    let before = wait_for("the first records", SOON, || {
+        let (_, packets) = denied(it, "c1");
+        (packets.contains_key("egress") && packets.contains_key("name")).then_some(packets)
+    });
+    it.run(["system", "audit", "list", "--subject", "c1"]).ok().has("bad.test").has("egress");
+    // What is dropped without a word.
+    let flood = format!("busybox ping -q -c {FLOOD} -i 0.002 -W 1 {} || true", METADATA[0]);
+    assert!(sh(it, "c1", &flood).contains(&format!("{FLOOD} packets transmitted, 0 ")));
+    // The last counters go with the container, and are told before.
+    it.run(["delete", "--force", "c1"]).ok();
+    let records = wait_for("all of the flood", SOON, || {
+        let (records, packets) = denied(it, "c1");
+        let of_flood: u64 = packets.values().sum::<u64>() - before.values().sum::<u64>();
+        (of_flood >= FLOOD).then_some(records)
+    });
+    assert!(records <= 30, "{records} records of one container");
+    it.run(["system", "audit", "verify"]).ok().has("intact");
 }
 
 #[test]
