@@ -20,6 +20,11 @@ mkdir -p "$root/etc/systemd/system/user@.service.d"
 printf '[Service]\nDelegate=yes\n' >"$root/etc/systemd/system/user@.service.d/delegate.conf"
 echo 'kernel.yama.ptrace_scope = 1' >"$root/etc/sysctl.d/60-yama.conf"
 printf 'tun\nkvm-amd\n' >"$root/etc/modules-load.d/host.conf"
+# An emulated machine on a busy one loads modules for minutes.
+for manager in system user; do
+    mkdir -p "$root/etc/systemd/$manager.conf.d"
+    printf '[Manager]\nDefaultTimeoutStartSec=600\n' >"$root/etc/systemd/$manager.conf.d/host.conf"
+done
 mkdir -p "$root/etc/systemd/journald.conf.d"
 printf '[Journal]\nRateLimitIntervalSec=0\n' >"$root/etc/systemd/journald.conf.d/host.conf"
 

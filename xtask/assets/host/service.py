@@ -2,19 +2,23 @@
 
 import os
 
-from host import (APP_ROOT, HOME, IMAGE, OUTSIDE, USER, answer, as_root, check, container,
-                  processes, run, shell, status, until)
+from host import (APP_ROOT, HOME, IMAGE, OUTSIDE, USER, answer, as_root, cgroup, check, container,
+                  limit, processes, run, shell, status, until)
 
 
 def a_users_socket_starts_the_service():
     """The first use of the socket does; a restart and a kill of the service end no container."""
     _stay()
     container("system", "stop")
-    shell("systemctl --user enable --now container.socket").ok()
+    # The stop may have started it.
+    shell("systemctl --user enable --now container.socket && "
+          "systemctl --user stop container.service").ok()
     check(_service() == "inactive", _service())
     container("run", "-d", "--name", "box", "busybox", "sleep", "100000").ok()
     check(_service() == "active", _service())
     qemu = _qemu("box")
+    _has_a_cgroup(qemu, f"/user@{_uid()}.service/")
+    check("container-vm-" in container("inspect", "box").ok().out, "inspect tells no cgroup")
     shell("systemctl --user restart container.service").ok()
     check(_qemu("box") == qemu, "another QEMU")
     container("exec", "box", "true").ok()
@@ -92,12 +96,24 @@ def root_has_the_same_with_a_uid_a_vm():
     check(out.out == "outside", out)
     qemus = [as_root("inspect", name).ok().json()[0]["hypervisorPid"] for name in ("one", "two")]
     uids = [int(status(pid, "Uid").split()[0]) for pid in qemus]
+    for qemu in qemus:
+        _has_a_cgroup(qemu, "/container.slice/")
     check(len(set(uids)) == 2 and min(uids) >= 1_000_000_000, uids)
     run(["systemctl", "restart", "container.service"]).ok()
     as_root("exec", "two", "true").ok()
     check(all(os.path.exists(f"/proc/{pid}") for pid in qemus), "a VM has ended")
     as_root("delete", "--force", "one", "two").ok()
     run(["systemctl", "stop", "container.service", "container.socket"]).ok()
+
+
+def _has_a_cgroup(qemu, above):
+    """QEMU, and who started it, are in a scope with the limits of a VM of two CPUs and 1 GiB."""
+    group = until("a cgroup of the VM's own",
+                  lambda: "/container.slice/container-vm-" in cgroup(qemu) and cgroup(qemu))
+    check(above in group, group)
+    check(cgroup(int(status(qemu, "PPid"))) == group, "the helper is elsewhere")
+    limits = [limit(group, name) for name in ("memory.max", "pids.max", "cpu.max")]
+    check(limits == [str(1280 << 20), "258", "300000 100000"], limits)
 
 
 def _uid():

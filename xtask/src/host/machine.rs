@@ -1,6 +1,6 @@
 //! The emulated machine.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -57,9 +57,9 @@ impl Machine<'_> {
     fn command(&self, asked: &str) -> Result<Command> {
         let (kernel, nvme) = kernel_and_disk(self.kernel)?;
         let root = if nvme { "/dev/nvme0n1" } else { "/dev/vda" };
-        // AppArmor is the default of Debian and of Ubuntu; elsewhere it would be another one's.
-        let append =
-            format!("console=ttyS0 panic=-1 root={root} rw quiet apparmor=1 psi=1 {asked}");
+        let append = format!(
+            "console=ttyS0 panic=-1 no_timer_check root={root} rw quiet apparmor=1 psi=1 {asked}"
+        );
         // The kernel ends it with us, however that comes about.
         let mut command = Command::new("setpriv");
         command
@@ -79,12 +79,8 @@ impl Machine<'_> {
 /// Adds a disk whose changes are thrown away.
 fn disk(command: &mut Command, name: &str, file: &Path, nvme: bool) {
     let driver = if nvme { "nvme" } else { "virtio-blk-pci" };
-    command
-        .args(["-device", &format!("{driver},drive={name},serial={name}"), "-drive"])
-        .arg(file_option(file, name));
-}
-
-fn file_option(file: &Path, name: &str) -> PathBuf {
+    let device = format!("{driver},drive={name},serial={name}");
     let file = file.display();
-    format!("file={file},if=none,id={name},format=raw,cache=unsafe,snapshot=on").into()
+    let drive = format!("file={file},if=none,id={name},format=raw,cache=unsafe,snapshot=on");
+    command.args(["-device", &device, "-drive", &drive]);
 }
