@@ -4,7 +4,7 @@
 //! listen ─► connect ourselves ─► server gets the listener, QEMU the connection
 //! ```
 //! It ends when QEMU does, and at the latest with this process. When it dies before, the guest's
-//! calls on the shares fail; the VM lives on.
+//! calls on the shares are never answered, and each `sync` waits for them: the container ends.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -21,7 +21,8 @@ use nix::libc;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::container::Container;
+use crate::container::{Container, Manner};
+use crate::exit;
 use crate::file_events;
 use crate::hypervisor::Vm;
 
@@ -44,13 +45,17 @@ pub async fn serve<V: Vm>(vm: &V, container: &Arc<Container>) -> Result<()> {
                 let container = container.clone();
                 tokio::spawn(async move { file_events::forward(&container, events).await });
             }
+            let container = container.clone();
             tokio::spawn(async move {
                 log_words(&mut server).await;
-                match server.wait().await {
-                    Ok(status) if status.success() => {}
-                    Ok(status) => tracing::warn!(%status, "the file server has ended"),
-                    Err(error) => tracing::warn!(%error, "the file server is lost"),
-                }
+                let how = match server.wait().await {
+                    Ok(status) if status.success() => return,
+                    Ok(status) => status.to_string(),
+                    Err(error) => error.to_string(),
+                };
+                tracing::warn!(how, "the file server has ended");
+                let reason = format!("the server of its bind mounts has ended ({how})");
+                container.conclude(exit::failure(reason), Manner::Kill);
             });
             Ok(())
         }

@@ -8,6 +8,7 @@
 pub mod busybox;
 pub mod command;
 pub mod debian;
+pub mod faults;
 pub mod frame;
 pub mod installation;
 pub mod isolation;

@@ -19,6 +19,12 @@ pub struct Manners {
     pub wants_token: bool,
     /// Cuts the connection after that many bytes of a blob, once for each blob.
     pub cuts_after: Option<usize>,
+    /// Stops after that many bytes of a blob and says no more, without closing the connection.
+    pub stalls_after: Option<usize>,
+    /// Sends less of a blob than it says it will, every time.
+    pub falls_short: bool,
+    /// Sends more of a blob than there is.
+    pub goes_on: bool,
     /// Flips a bit in every layer.
     pub corrupts: bool,
     /// Answers requests for blobs by redirecting them to another path.
@@ -180,6 +186,26 @@ impl Shared {
             None => ("200 OK", String::new()),
         };
         let body = &bytes[start.unwrap_or(0)..];
+        let stall = self.manners.stalls_after.filter(|limit| *limit < body.len());
+        if let Some(limit) = stall {
+            head(stream, status, "application/octet-stream", &more, body.len())?;
+            stream.write_all(&body[..limit]).ok()?;
+            // Until the caller gives up, or the test is over.
+            while !self.ended.load(Ordering::Relaxed) && !is_closed(stream) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            return None;
+        }
+        if self.manners.falls_short && body.len() > 1 {
+            head(stream, status, "application/octet-stream", &more, body.len())?;
+            stream.write_all(&body[..body.len() / 2]).ok()?;
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+            return None;
+        }
+        if self.manners.goes_on {
+            let longer = [body, &[0; 4096]].concat();
+            return respond(stream, status, "application/octet-stream", &more, &longer);
+        }
         let cut = self.manners.cuts_after.filter(|limit| {
             *limit < body.len() && self.cut.lock().expect("no panic").insert(digest.to_owned())
         });
@@ -191,6 +217,12 @@ impl Shared {
         }
         respond(stream, status, "application/octet-stream", &more, body)
     }
+}
+
+/// Whether the other side has closed the connection.
+fn is_closed(stream: &TcpStream) -> bool {
+    let mut byte = [0];
+    stream.set_nonblocking(true).is_err() || matches!(stream.peek(&mut byte), Ok(0))
 }
 
 fn read_request(reader: &mut BufReader<TcpStream>) -> Option<Seen> {
