@@ -9,6 +9,9 @@ QEMU    ?=
 KERNEL  ?=
 # `make test-host TESTS=NAME` runs some of its tests; `cargo xtask test-host --shell` opens a shell.
 TESTS   ?=
+# `make soak MOMENTS=20 SEED=7`: fewer moments, other ones.
+MOMENTS ?=
+SEED    ?=
 # `make kernel KVM=1` builds the guest kernel with KVM in it.
 KVM     ?=
 
@@ -19,7 +22,7 @@ SECONDS ?= 600
 export PATH := $(PATH):$(HOME)/.cargo/bin
 bootstrap := packaging/bootstrap.sh
 
-.PHONY: help build kernel demo test test-kvm test-host bench install uninstall lint advisories fuzz clean
+.PHONY: help build kernel demo test test-kvm test-host soak bench install uninstall lint advisories fuzz clean
 
 help:
 	@echo 'make build            release binaries and the guest kernel, in target/'
@@ -28,6 +31,7 @@ help:
 	@echo 'make test             unit and end-to-end tests   [QEMU=DIR] [KERNEL=DIR]'
 	@echo 'make test-kvm         the KVM path, inside an emulated machine that offers SVM'
 	@echo 'make test-host        what needs a whole host with systemd, in an emulated one [TESTS=]'
+	@echo 'make soak             every process killed at 200 moments, hours   [MOMENTS=] [SEED=]'
 	@echo 'make bench            the benchmarks of docs/benchmarks.md'
 	@echo 'make lint             rustfmt, clippy, licences and sources of dependencies'
 	@echo 'make advisories       known weaknesses of dependencies (cargo-deny, needs the network)'
@@ -59,6 +63,11 @@ test-kvm:
 test-host:
 	@$(bootstrap) build demo test host
 	@cargo xtask test-host $(TESTS)
+
+# Hours: every process is killed at 200 moments. docs/reliability.md has the figures.
+soak:
+	@$(bootstrap) build demo test
+	@cargo xtask soak $(if $(MOMENTS),--moments '$(MOMENTS)') $(if $(SEED),--seed '$(SEED)')
 
 bench:
 	@$(bootstrap) build demo test

@@ -20,6 +20,7 @@ mod kernel;
 mod kvm;
 mod lint;
 mod slim;
+mod soak;
 mod stamp;
 mod surface;
 mod test;
@@ -48,6 +49,8 @@ cargo xtask COMMAND
   test-kvm                   the KVM path, inside an emulated machine with SVM
   test-host [--shell] [NAME…]
                              what needs a whole host (systemd), in an emulated one
+  soak [--moments N] [--seed N] [NAME…]
+                             every process killed at many moments
   bench [NAME…] [--rounds N]  the benchmarks; plot draws docs/start.svg
   install --prefix DIR [--destdir DIR], uninstall
   lint                       rustfmt, clippy, the crate graph, dependencies, counts of unsafe
@@ -91,6 +94,7 @@ fn run() -> Result<()> {
         "demo" => demo::run_demo(&workspace, args.finish()?),
         "variant" => variant::prepare(&workspace, args.finish()?),
         "test" => test::run(&workspace, &test::Options::parse(args)?),
+        "soak" => soak::run(&workspace, args),
         "test-kvm" => kvm::test(&workspace, args.finish()?),
         "test-host" => host::test(&workspace, &host::Options::parse(args)?),
         "bench" => bench::run(&workspace, args),
