@@ -20,7 +20,7 @@ pub fn finished(engine: &Engine) -> Result<Findings> {
     let root = &engine.root;
     let making: BTreeSet<String> = engine.reserved().into_iter().collect();
     for name in list(&root.containers())? {
-        let made_for = name.strip_prefix(NEW).map(|rest| of_whom(rest));
+        let made_for = name.strip_prefix(NEW).map(of_whom);
         let is_leftover = match made_for {
             Some(id) => !making.contains(id),
             None => name.starts_with(GONE),

@@ -119,7 +119,7 @@ impl Locks {
             // 1: FLOCK  ADVISORY  WRITE 708 fd:01:131 0 EOF
             let words: Vec<&str> = line.split_ascii_whitespace().collect();
             let at = words.iter().position(|word| *word == file)?;
-            (words.contains(&"FLOCK")).then(|| words.get(at - 1)?.parse().ok())?
+            (words.contains(&"FLOCK")).then(|| words.get(at.checked_sub(1)?)?.parse().ok())?
         })
     }
 }

@@ -184,8 +184,7 @@ async fn a_process_that_nobody_knows_is_found() {
     stray.kill().unwrap();
     stray.wait().unwrap();
     assert_eq!(found, [""; 0], "its words name nothing of ours, and it has nothing open");
-    let open =
-        fs::File::open(&engine.root.lock()).or_else(|_| fs::File::create(engine.root.lock()));
+    let open = fs::File::open(engine.root.lock()).or_else(|_| fs::File::create(engine.root.lock()));
     let mut stray = std::process::Command::new(&program)
         .arg0("sleep")
         .arg("100")
