@@ -103,10 +103,10 @@ fn run() -> Result<()> {
         #[cfg(feature = "documents")]
         "documents" => documents::write(args),
         "lint" => lint::run(&workspace, args.finish()?),
+        "surface" => surface::write(&workspace, args.finish()?),
         "dependencies" => dependencies::check(&workspace, args.finish()?),
         "fuzz" => fuzz::fuzz(&workspace, &fuzz::Options::parse(args)?),
         "unsafe" => unsafety::write(&workspace, args.finish()?),
-        "surface" => surface::write(&workspace, args.finish()?),
         "graph" => graph::check(&workspace, args.finish()?),
         other => bail!("unknown command {other:?}\n{USAGE}"),
     }
