@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -21,6 +21,12 @@ use crate::{ApiError, ErrorCode, Result, socket};
 /// The answer to the request that ends a service goes out before its process ends.
 pub const FAREWELL: Duration = Duration::from_millis(50);
 
+/// How long the lock of one that was killed may stay: a child of its that is not yet another
+/// program holds it, too.
+const LEFT_LOCK: Duration = Duration::from_millis(500);
+/// Between two attempts.
+const STEP: Duration = Duration::from_millis(10);
+
 /// Says that this process of `program` alone serves `directory`, as long as the lock on `name`
 /// there lives.
 ///
@@ -28,20 +34,30 @@ pub const FAREWELL: Duration = Duration::from_millis(50);
 /// `InvalidState` when another serves it.
 pub fn lock(directory: &Path, name: &str, program: &str) -> Result<Flock<File>> {
     let path = directory.join(name);
-    let file = File::options()
+    let mut file = File::options()
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
         .open(&path)
         .map_err(|e| ApiError::from(e).context(path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        Errno::EWOULDBLOCK => {
-            let message = format!("another {program} serves {}", directory.display());
-            ApiError::new(ErrorCode::InvalidState, message)
+    let end = Instant::now() + LEFT_LOCK;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((unlocked, Errno::EWOULDBLOCK)) if Instant::now() < end => {
+                file = unlocked;
+                std::thread::sleep(STEP);
+            }
+            Err((_, Errno::EWOULDBLOCK)) => {
+                let message = format!("another {program} serves {}", directory.display());
+                return Err(ApiError::new(ErrorCode::InvalidState, message));
+            }
+            Err((_, other)) => {
+                return Err(ApiError::from(io::Error::from(other)).context(path.display()));
+            }
         }
-        other => ApiError::from(io::Error::from(other)).context(path.display()),
-    })
+    }
 }
 
 /// Accepts connections of the owner, for ever, and serves each until it is closed. Those under way

@@ -1,4 +1,6 @@
 # What of a guest a program in it can reach, one line each; for docs/security.md (cargo xtask surface).
+# The kernel is closed once the drivers of later parts are there.
+while [ "$(cat /proc/sys/kernel/modules_disabled)" != 1 ]; do sleep 0.1; done
 name() { basename "$(readlink "$1" 2>/dev/null || echo none)"; }
 for device in /sys/bus/pci/devices/*; do
     echo "PCI device $(cut -c 3- "$device/vendor"):$(cut -c 3- "$device/device"), driver $(name "$device/driver")"

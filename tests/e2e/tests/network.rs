@@ -174,8 +174,11 @@ fn published_ports_lead_into_containers() {
         (said == "hello").then_some(())
     });
     it.run(["stop", "-t", "1", "web"]).ok();
-    let curl = world.host.command("curl").args(["-s", "http://127.0.0.1:8080"]).run();
-    assert_eq!(curl.code, Some(7), "nobody listens any more");
+    // Its last packets are counted first.
+    wait_for("nobody listens any more", SOON, || {
+        let curl = world.host.command("curl").args(["-s", "http://127.0.0.1:8080"]).run();
+        (curl.code == Some(7)).then_some(())
+    });
 }
 
 #[test]

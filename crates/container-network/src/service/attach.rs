@@ -270,8 +270,9 @@ impl<K: Kernel> Core<K> {
     pub(super) async fn take_back(&self, container: &str) -> Result<()> {
         let record = locked(&self.state).attached.get(container).cloned();
         let Some(record) = record else { return Ok(()) };
-        self.note_last_denied(container).await;
+        // First: its ports are free again.
         forwarder::end(self, container).await;
+        self.note_last_denied(container).await;
         let mut failed = None;
         for attachment in &record.attachments {
             if let Err(error) = self.kernel.detach(&attachment.network, container).await {
