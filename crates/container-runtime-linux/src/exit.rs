@@ -10,6 +10,7 @@ use container_api::escape::escape;
 use container_api::paths::container_files;
 use container_api::types::{ExitRecord, OutOfMemoryKill, Timestamp};
 use container_api::{ApiError, ErrorCode};
+use nix::libc;
 use nix::sys::signal::Signal;
 use vminitd_protocol::message::{self, OutOfMemory, ProcessExited};
 
@@ -113,10 +114,12 @@ pub fn of_vm(exit: &VmExit, console: &str, booted: bool, memory_mib: u64) -> Exi
 }
 
 /// Whether a VM that ended before its guest answered may well come up another time: emulated
-/// boots of several CPUs panic or reset, very rarely. One that lacks memory always does.
+/// boots of several CPUs panic or reset, and the emulator itself crashes, very rarely. One that
+/// lacks memory always does.
 pub fn worth_another_boot(exit: &VmExit, console: &str) -> bool {
+    let crashed = matches!(exit.signal, Some(libc::SIGSEGV | libc::SIGABRT | libc::SIGBUS));
     let reset = exit.signal.is_none() && exit.reason.as_deref() == Some("guest-reset");
-    (reset || kernel_panic(console).is_some()) && !memory_words(console)
+    (crashed || reset || kernel_panic(console).is_some()) && !memory_words(console)
 }
 
 /// The message of the last kernel panic on a console.
@@ -253,6 +256,8 @@ mod tests {
         assert!(worth_another_boot(&reset, "") && !worth_another_boot(&reset, console));
         let killed = VmExit { signal: Some(9), ..VmExit::default() };
         assert!(!worth_another_boot(&killed, ""));
+        let crashed = VmExit { signal: Some(libc::SIGSEGV), ..VmExit::default() };
+        assert!(worth_another_boot(&crashed, "") && !worth_another_boot(&crashed, console));
     }
 
     #[test]
