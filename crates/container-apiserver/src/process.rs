@@ -20,21 +20,41 @@ pub struct Identity {
 impl Identity {
     /// The process that has this id now.
     pub fn of(pid: i32) -> io::Result<Identity> {
-        Ok(Identity { pid, start_ticks: start_ticks(pid)? })
+        Ok(Identity { pid, start_ticks: Stat::of(pid)?.start_ticks })
     }
 }
 
-/// When a process started; `NotFound` also for one that has ended and is not reaped yet.
-fn start_ticks(pid: i32) -> io::Result<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name, in parentheses, may hold anything; after it the state is field 3.
-    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-    let field = |number: usize| fields.split_ascii_whitespace().nth(number - 3);
-    match field(3) {
-        Some("Z" | "X") => Err(io::ErrorKind::NotFound.into()),
-        _ => field(22).and_then(|ticks| ticks.parse().ok()).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, "/proc/PID/stat is malformed")
-        }),
+/// What `/proc/PID/stat` says of a process.
+#[derive(Clone, Debug)]
+pub struct Stat {
+    /// The name, of at most 15 bytes.
+    pub name: String,
+    /// The parent's id.
+    pub parent: i32,
+    /// When it started, in clock ticks since the host's boot.
+    pub start_ticks: u64,
+}
+
+impl Stat {
+    /// Reads it; `NotFound` also for a process that has ended and is not reaped yet.
+    pub fn of(pid: i32) -> io::Result<Stat> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // The name, in parentheses, may hold anything; after it the state is field 3.
+        let (before, fields) = stat.rsplit_once(')').unwrap_or_default();
+        let field = |number: usize| fields.split_ascii_whitespace().nth(number - 3);
+        if let Some("Z" | "X") = field(3) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let parse = || {
+            Some(Stat {
+                name: before.split_once('(')?.1.to_owned(),
+                parent: field(4)?.parse().ok()?,
+                start_ticks: field(22)?.parse().ok()?,
+            })
+        };
+        let malformed =
+            || io::Error::new(io::ErrorKind::InvalidData, "/proc/PID/stat is malformed");
+        parse().ok_or_else(malformed)
     }
 }
 
@@ -63,8 +83,10 @@ impl Handle {
             Err(e) => return Err(e.into()),
         };
         // With the descriptor held, the id can't be given away any more: compare now.
-        match start_ticks(identity.pid) {
-            Ok(ticks) if ticks == identity.start_ticks => Ok(Some(Handle { identity, pidfd })),
+        match Stat::of(identity.pid) {
+            Ok(stat) if stat.start_ticks == identity.start_ticks => {
+                Ok(Some(Handle { identity, pidfd }))
+            }
             Ok(_) => Ok(None),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),

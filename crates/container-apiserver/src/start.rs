@@ -24,6 +24,7 @@ use crate::helper::END_DEADLINE;
 use crate::launch::Plan;
 use crate::lifecycle::Event;
 use crate::process::{Handle, Identity};
+use crate::spare::Order;
 use crate::{starts, watch};
 
 /// How long a program is left alone that has just begun.
@@ -181,7 +182,8 @@ impl Engine {
     fn used(&self, plan: &Plan) {
         if let Some(shape) = &plan.shape {
             self.templates.want(shape, &plan.kernel);
-            self.spares.used(shape, &plan.kernel, plan.has_shares(), 0);
+            let (shape, kernel) = (shape.clone(), plan.kernel.clone());
+            self.spares.used(Order { shape, kernel, mappable: plan.has_shares() }, 0);
         }
     }
 

@@ -69,8 +69,8 @@ impl Log {
         let writer = log.clone();
         tracing_subscriber::fmt()
             .json()
-            // A line that can't be written must not become one on a standard error that may be as full:
-            // that would end the service.
+            // A line that can't be written must not become one on a standard error that may be as
+            // full: that would end this process.
             .log_internal_errors(false)
             .with_max_level(level)
             .with_writer(move || writer.clone())

@@ -288,8 +288,9 @@ async fn plug_nics<V: Vm>(container: &Container, vm: &V, nics: Vec<ExtraNic>) {
     }
 }
 
-/// Gives a VM that runs the volumes that it has no slots for, and its shares. Not while its guest mounts the root: emulated
-/// processors that find a device and mount at the same moment do not always meet again.
+/// Gives a VM that runs the volumes that it has no slots for, and its shares. Not while its guest
+/// mounts the root: emulated processors that find a device and mount at the same moment do not
+/// always meet again.
 async fn plug_mounts<V: Vm>(container: &Arc<Container>, vm: &V) {
     if !container.has_plugs() {
         return;

@@ -21,7 +21,6 @@ mod streams;
 mod trace;
 mod translation;
 mod unpack;
-mod volumes;
 
 use std::path::PathBuf;
 
@@ -64,8 +63,8 @@ const ALL: &[Entry] = &[
     ("network-trip", network::trip),
     ("network-lookup", network::lookup),
     ("network-load", network::load),
-    ("mount-start", mounts::start),
-    ("volume-start", volumes::start),
+    ("mount-start", mounts::mount),
+    ("volume-start", mounts::volume),
     ("mount-io", mounts::share),
     ("disk-io", mounts::disk),
     ("translation-cache", translation::translation_cache),

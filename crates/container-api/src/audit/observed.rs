@@ -210,7 +210,11 @@ pub fn waiting(folder: &Path) -> io::Result<Vec<(PathBuf, Option<Observation>)>>
         }
     }
     found.sort();
-    Ok(found.into_iter().map(|path| (read(&path), path)).map(|(o, path)| (path, o)).collect())
+    let with_content = |path: PathBuf| {
+        let observation = read(&path);
+        (path, observation)
+    };
+    Ok(found.into_iter().map(with_content).collect())
 }
 
 fn read(path: &Path) -> Option<Observation> {

@@ -28,12 +28,12 @@ pub fn finished(engine: &Engine) -> Result<Findings> {
         findings.look(is_leftover.then(|| left("containers", &name)));
     }
     // Their own makers remove them when they fail: whoever looks again finds them gone.
-    for folder in [root.volumes(), root.templates()] {
-        let is_templates = folder == root.templates();
-        let made = is_templates && engine.templates.making().is_some();
+    for (place, folder, made) in [
+        ("volumes", root.volumes(), false),
+        ("templates", root.templates(), engine.templates.making().is_some()),
+    ] {
         for name in list(&folder)? {
             let is_leftover = name.starts_with(GONE) || name.starts_with(NEW) && !made;
-            let place = if is_templates { "templates" } else { "volumes" };
             findings.look(is_leftover.then(|| left(place, &name)));
         }
     }

@@ -12,6 +12,7 @@ use container_api::{ApiError, Result};
 use crate::directory::NEW;
 use crate::engine::Engine;
 use crate::helper::Helper;
+use crate::process::Stat;
 
 /// How the names of our programs and of hypervisors begin.
 const PROGRAMS: [&str; 2] = ["container-", "qemu-system-"];
@@ -124,15 +125,7 @@ fn has_open(pid: i32, root: &Path) -> bool {
 }
 
 fn read(pid: i32) -> Option<Process> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name stands in parentheses and may hold any byte, also parentheses.
-    let (before, after) = stat.rsplit_once(") ")?;
-    let name = before.split_once('(')?.1.to_owned();
-    let mut fields = after.split(' ');
-    if matches!(fields.next()?, "Z" | "X") {
-        return None;
-    }
-    let parent = fields.next()?.parse().ok()?;
+    let Stat { name, parent, .. } = Stat::of(pid).ok()?;
     let uid = std::fs::metadata(format!("/proc/{pid}")).ok()?.uid();
     let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     Some(Process { pid, parent, uid, name, words })

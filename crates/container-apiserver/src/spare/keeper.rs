@@ -6,14 +6,13 @@ use std::time::{Duration, Instant};
 use container_api::{ApiError, Result};
 use tokio::time::{sleep, timeout};
 
+use super::pool::Order;
 use super::vm::Spare;
 use crate::directory::remove_tree;
 use crate::engine::Engine;
 use crate::helper::Helper;
-use crate::kernel::Kernel;
 use crate::pressure;
 use crate::process::Identity;
-use crate::template::Shape;
 
 /// How long no start must have been under way: a spare that is made beside a start costs it more
 /// than the next one gains.
@@ -38,11 +37,9 @@ pub async fn run(engine: Arc<Engine>) {
         if !tidy(&engine).await {
             continue;
         }
-        while let Some((shape, kernel, mappable)) =
-            engine.spares.missing(|key| engine.templates.is_ready(key))
-        {
+        while let Some(order) = engine.spares.missing(|key| engine.templates.is_ready(key)) {
             engine.quiet(QUIET, PATIENCE).await;
-            if !make_one(&engine, &shape, &kernel, mappable).await {
+            if !make_one(&engine, &order).await {
                 break;
             }
         }
@@ -58,7 +55,7 @@ async fn keep_default(engine: &Arc<Engine>) -> Result<()> {
         return Err(ApiError::internal("VMs are not restored from templates here"));
     };
     engine.templates.want(&shape, &kernel);
-    engine.spares.used(&shape, &kernel, false, engine.spares.kept());
+    engine.spares.used(Order { shape, kernel, mappable: false }, engine.spares.kept());
     Ok(())
 }
 
@@ -78,13 +75,14 @@ async fn tidy(engine: &Arc<Engine>) -> bool {
 }
 
 /// Makes a spare; false when no other should be tried now.
-async fn make_one(engine: &Arc<Engine>, shape: &Shape, kernel: &Kernel, mappable: bool) -> bool {
+async fn make_one(engine: &Arc<Engine>, order: &Order) -> bool {
+    let (template, mappable) = (&order.shape.key, order.mappable);
     let begun = Instant::now();
-    match try_make(engine, shape, kernel, mappable).await {
+    match try_make(engine, order).await {
         Ok(spare) => {
             let pid = spare.handle().identity().pid;
             let took_ms = begun.elapsed().as_millis() as u64;
-            tracing::info!(template = shape.key, mappable, pid, took_ms, "a spare is ready");
+            tracing::info!(template, mappable, pid, took_ms, "a spare is ready");
             let (watched, handle) = (engine.clone(), spare.handle().clone());
             match engine.spares.made(spare) {
                 Some(unwanted) => unwanted.end().await,
@@ -98,24 +96,18 @@ async fn make_one(engine: &Arc<Engine>, shape: &Shape, kernel: &Kernel, mappable
             true
         }
         Err(error) => {
-            tracing::warn!(template = shape.key, %error, "a spare was not made");
-            engine.spares.failed(shape, mappable);
+            tracing::warn!(template, %error, "a spare was not made");
+            engine.spares.failed(order);
             false
         }
     }
 }
 
-async fn try_make(
-    engine: &Arc<Engine>,
-    shape: &Shape,
-    kernel: &Kernel,
-    mappable: bool,
-) -> Result<Spare> {
-    let template = engine.templates.acquire(shape).await;
-    let template = template.filter(|template| template.key == shape.key);
+async fn try_make(engine: &Arc<Engine>, order: &Order) -> Result<Spare> {
+    let template = engine.templates.acquire(&order.shape).await;
+    let template = template.filter(|template| template.key == order.shape.key);
     let template = template.ok_or_else(|| ApiError::internal("its template is gone"))?;
-    let what = (shape, kernel, mappable);
-    Spare::make(engine, what, &template, |handle| engine.spares.launched(handle)).await
+    Spare::make(engine, order, &template, |handle| engine.spares.launched(handle)).await
 }
 
 /// Ends all spares: `close` for good.

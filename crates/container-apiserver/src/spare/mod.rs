@@ -17,5 +17,5 @@ pub mod keeper;
 pub mod pool;
 pub mod vm;
 
-pub use pool::{Needs, Spares};
+pub use pool::{Needs, Order, Spares};
 pub use vm::Spare;

@@ -42,14 +42,36 @@ struct Inner {
     closed: bool,
 }
 
-/// What tells spares apart: the shape's key, and whether their RAM can be mapped by a file server.
-type Kind = (String, bool);
+/// What tells spares apart.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Kind {
+    /// The shape's key.
+    pub key: String,
+    /// Whether a file server can map their RAM.
+    pub mappable: bool,
+}
 
-/// A shape that containers use.
+/// A spare that is to be made.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// What it is made of.
+    pub shape: Shape,
+    /// Its kernel.
+    pub kernel: Kernel,
+    /// Whether a file server can map its RAM.
+    pub mappable: bool,
+}
+
+impl Order {
+    fn kind(&self) -> Kind {
+        Kind { key: self.shape.key.clone(), mappable: self.mappable }
+    }
+}
+
+/// What containers use.
 #[derive(Debug)]
 struct Use {
-    shape: Shape,
-    kernel: Kernel,
+    order: Order,
     last: Instant,
     /// So many spares whether it is used or not.
     kept: usize,
@@ -104,20 +126,15 @@ impl Spares {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a container of this shape was started, with `mappable` one that needs a RAM which
-    /// a file server maps; `kept` spares stay from now on.
-    pub fn used(&self, shape: &Shape, kernel: &Kernel, mappable: bool, kept: usize) {
+    /// Notes that a container was started for which this would have been a spare; `kept` spares of
+    /// its kind stay from now on.
+    pub fn used(&self, order: Order, kept: usize) {
         if !self.enabled() {
             return;
         }
         let mut inner = self.inner();
-        let entry = inner.uses.entry((shape.key.clone(), mappable));
-        let entry = entry.or_insert_with(|| Use {
-            shape: shape.clone(),
-            kernel: kernel.clone(),
-            last: Instant::now(),
-            kept,
-        });
+        let entry = inner.uses.entry(order.kind());
+        let entry = entry.or_insert_with(|| Use { order, last: Instant::now(), kept });
         entry.last = Instant::now();
         entry.kept = entry.kept.max(kept);
         drop(inner);
@@ -162,18 +179,18 @@ impl Spares {
         Some(inner.ready.remove(place))
     }
 
-    /// A shape of which a spare should be made now, given which templates are ready.
-    pub(super) fn missing(&self, is_ready: impl Fn(&str) -> bool) -> Option<(Shape, Kernel, bool)> {
+    /// A spare that should be made now, given which templates are ready.
+    pub(super) fn missing(&self, is_ready: impl Fn(&str) -> bool) -> Option<Order> {
         let mut inner = self.inner();
         let found = inner.uses.iter().find(|(kind, entry)| {
             let there = inner.ready.iter().filter(|spare| spare.kind() == **kind).count();
             let failing = inner.failures.get(*kind).is_some_and(Backoff::lasts);
-            there < entry.kept.max(1) && !failing && is_ready(&kind.0)
+            there < entry.kept.max(1) && !failing && is_ready(&kind.key)
         });
         let (kind, entry) = found.filter(|_| !inner.closed)?;
-        let found = (entry.shape.clone(), entry.kernel.clone(), kind.1);
-        inner.making = Some((kind.clone(), None));
-        Some(found)
+        let (kind, order) = (kind.clone(), entry.order.clone());
+        inner.making = Some((kind, None));
+        Some(order)
     }
 
     /// The process of the spare that is being made.
@@ -202,8 +219,8 @@ impl Spares {
     }
 
     /// A spare could not be made.
-    pub(super) fn failed(&self, shape: &Shape, mappable: bool) {
-        let kind = (shape.key.clone(), mappable);
+    pub(super) fn failed(&self, order: &Order) {
+        let kind = order.kind();
         let mut inner = self.inner();
         inner.making = None;
         let before = inner.failures.get(&kind).copied();
@@ -295,9 +312,9 @@ impl Spares {
             state: "ready".into(),
             memory_in_bytes: spare.memory(),
         });
-        let making = inner.making.iter().map(|((key, mappable), _)| SpareStatus {
-            template: key.clone(),
-            mappable: *mappable,
+        let making = inner.making.iter().map(|(kind, _)| SpareStatus {
+            template: kind.key.clone(),
+            mappable: kind.mappable,
             state: "being made".into(),
             memory_in_bytes: 0,
         });

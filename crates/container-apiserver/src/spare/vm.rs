@@ -13,11 +13,11 @@ use container_api::varlink::Client;
 use container_api::{ApiError, ErrorCode, Result, memory};
 use tokio::time::{Instant, sleep};
 
+use super::pool::{Kind, Order};
 use crate::directory::{allocated, copy_disk, remove_tree, write_json};
 use crate::engine::Engine;
 use crate::helper::{Helper, Launch};
 use crate::jail_uid::JailUid;
-use crate::kernel::Kernel;
 use crate::priority;
 use crate::process::{Handle, Identity};
 use crate::template::{Acquired, Shape};
@@ -65,31 +65,26 @@ impl Spare {
     /// Makes one from its template, and waits until it is ready. `launched` is told its process.
     pub async fn make(
         engine: &Arc<Engine>,
-        (shape, kernel, mappable): (&Shape, &Kernel, bool),
+        order: &Order,
         template: &Acquired,
         launched: impl FnOnce(Arc<Handle>),
     ) -> Result<Spare> {
         let directory = engine.root.spares().join(name::random()?);
         DirBuilder::new().mode(0o700).create(&directory)?;
-        let made = match Self::launch(engine, (shape, kernel, mappable), template, &directory).await
-        {
+        let made = match Self::launch(engine, order, template, &directory).await {
             Ok((helper, uid, tap)) => {
                 launched(helper.handle.clone());
                 match wait_ready(&helper).await {
-                    Ok((client, hypervisor)) => {
-                        let shape = shape.clone();
-                        let directory = directory.clone();
-                        Ok(Spare {
-                            shape,
-                            directory,
-                            helper,
-                            client,
-                            hypervisor,
-                            uid,
-                            tap,
-                            mappable,
-                        })
-                    }
+                    Ok((client, hypervisor)) => Ok(Spare {
+                        shape: order.shape.clone(),
+                        directory: directory.clone(),
+                        helper,
+                        client,
+                        hypervisor,
+                        uid,
+                        tap,
+                        mappable: order.mappable,
+                    }),
                     Err(error) => {
                         helper.handle.kill();
                         helper.end_within(END_DEADLINE).await;
@@ -107,10 +102,11 @@ impl Spare {
 
     async fn launch(
         engine: &Arc<Engine>,
-        (shape, kernel, mappable): (&Shape, &Kernel, bool),
+        order: &Order,
         template: &Acquired,
         directory: &Path,
     ) -> Result<(Helper, JailUid, Option<String>)> {
+        let Order { shape, kernel, mappable } = order;
         let report = engine.probe.usable().await?;
         let uid = engine.jail_uids.take();
         let upper = directory.join(files::UPPER);
@@ -118,7 +114,7 @@ impl Spare {
         let mut spec = engine.vm_spec(kernel, &report, shape.resources)?;
         spec.virtualization = shape.virtualization;
         spec.template = Some(template.files.clone());
-        spec.mappable = mappable;
+        spec.mappable = *mappable;
         spec.image_disk = kernel.warm_image.clone();
         spec.upper_disk = upper;
         spec.jail_uid = uid.get();
@@ -167,8 +163,8 @@ impl Spare {
         self.tap.as_deref()
     }
 
-    pub(super) fn kind(&self) -> (String, bool) {
-        (self.shape.key.clone(), self.mappable)
+    pub(super) fn kind(&self) -> Kind {
+        Kind { key: self.shape.key.clone(), mappable: self.mappable }
     }
 
     /// Whether a file server can map its RAM.

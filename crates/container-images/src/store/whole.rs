@@ -163,14 +163,9 @@ fn shown(directory: &Path, name: &str) -> String {
 
 fn digest_of(path: &Path) -> io::Result<Digest> {
     let mut hasher = Hasher::default();
-    let mut file = File::open(path)?;
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match io::Read::read(&mut file, &mut buffer)? {
-            0 => return Ok(hasher.finish()),
-            n => hasher.update(&buffer[..n]),
-        }
-    }
+    let mut file = io::BufReader::with_capacity(256 << 10, File::open(path)?);
+    io::copy(&mut file, &mut hasher)?;
+    Ok(hasher.finish())
 }
 
 #[cfg(test)]

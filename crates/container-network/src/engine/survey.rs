@@ -56,8 +56,7 @@ impl Network {
     /// See [`Survey`]; `waiting` are taps that have been made ahead.
     fn survey(&mut self, waiting: &[String]) -> Result<Survey> {
         let links = self.netlink.links().map_err(failed("cannot list the network's links"))?;
-        let bridge = nft::list(self.nft(), "bridge", rules::TABLE)?;
-        let inet = nft::list(self.nft(), "inet", rules::TABLE)?;
+        let [bridge, inet] = nft::both(self.nft(), rules::TABLE)?;
         let mut survey = Survey::default();
         for (member, _) in counts::members(&bridge, &inet) {
             survey.rules.insert(member.tap, [member.ipv4.into(), member.ipv6.into()]);

@@ -272,7 +272,7 @@ impl<K: Kernel> Core<K> {
         let Some(record) = record else { return Ok(()) };
         // First: its ports are free again.
         forwarder::end(self, container).await;
-        self.note_last_denied(container).await;
+        self.note_last_denied(&record).await;
         let mut failed = None;
         for attachment in &record.attachments {
             if let Err(error) = self.kernel.detach(&attachment.network, container).await {

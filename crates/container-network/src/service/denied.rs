@@ -13,6 +13,7 @@ use tokio::sync::Mutex;
 use super::core::{Core, named};
 use super::kernel::Kernel;
 use super::names;
+use super::records::Record;
 use super::state::{Net, locked};
 use crate::wire::{Refused, ResolverRequest};
 
@@ -30,9 +31,12 @@ const BUSY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Denied {
     outbox: Outbox,
-    /// Counters by network, container and reason.
-    seen: Mutex<BTreeMap<(String, String, String), u64>>,
+    /// By network.
+    seen: Mutex<BTreeMap<String, Counters>>,
 }
+
+/// Packets by container and reason.
+type Counters = BTreeMap<(String, String), u64>;
 
 impl Denied {
     /// Nothing so far.
@@ -81,18 +85,16 @@ impl<K: Kernel> Core<K> {
                     continue;
                 }
             };
-            let before = std::mem::take(&mut *seen);
-            let (of_this, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
-                before.into_iter().partition(|((net, ..), _)| net == name);
-            *seen = others;
+            let mut now = Counters::new();
+            let before = seen.remove(name).unwrap_or_default();
             for Dropped { container, reason, packets } in dropped {
                 let Some(container) = container else { continue };
                 if ORDINARY.contains(&reason.as_str()) {
                     continue;
                 }
-                let key = (name.clone(), container.clone(), reason.clone());
-                let new = new_since(of_this.get(&key).copied(), packets);
-                seen.insert(key, packets);
+                let key = (container.clone(), reason.clone());
+                let new = new_since(before.get(&key).copied(), packets);
+                now.insert(key, packets);
                 if new == 0 {
                     continue;
                 }
@@ -107,6 +109,7 @@ impl<K: Kernel> Core<K> {
                     asked.for_each(|asked| observation.detail(&names::shown(asked)));
                 }
             }
+            seen.insert(name.clone(), now);
         }
         drop(seen);
         let told = match found.is_empty() {
@@ -120,15 +123,15 @@ impl<K: Kernel> Core<K> {
     }
 
     /// The last look at a container that leaves: its counters go with it.
-    pub(super) async fn note_last_denied(&self, container: &str) {
-        let record = locked(&self.state).attached.get(container).cloned();
-        let Some(record) = record else { return };
-        self.note_denied(&self.nets(&record).unwrap_or_default()).await;
+    pub(super) async fn note_last_denied(&self, record: &Record) {
+        self.note_denied(&self.nets(record).unwrap_or_default()).await;
     }
 
     /// Forgets a container's counters: the next of that name counts from nothing.
     pub(super) async fn forget_denied(&self, container: &str) {
-        self.denied.seen.lock().await.retain(|(_, of, _), _| of != container);
+        for counters in self.denied.seen.lock().await.values_mut() {
+            counters.retain(|(of, _), _| of != container);
+        }
     }
 }
 

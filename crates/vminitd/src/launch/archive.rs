@@ -1,8 +1,9 @@
 //! A child that copies files: outside of the container's PID namespace, so that no program of the
 //! container sees it, and outside of its cgroup, whose limits are not its own.
 
+use super::mounts::{depth, lay_mount, path_of};
 use super::stdio::ChildEnds;
-use super::{Container, Launched, child, mounts, sources, stdio, volumes};
+use super::{Container, Launched, child, sources, stdio, volumes};
 use crate::block::Disks;
 use crate::failure::{Context, Failure};
 use crate::files::write_kernel;
@@ -86,15 +87,15 @@ fn enter_root(mounts: &[MountSpec], trees: &[OwnedFd]) -> Result<(), Failure> {
     chroot(ROOT).internal("change the root")?;
     chdir("/").internal("enter the new root")?;
     let mut mounts: Vec<_> = mounts.iter().zip(trees).collect();
-    mounts.sort_by_key(|(mount, _)| mount.path.iter().filter(|byte| **byte == b'/').count());
-    mounts.iter().try_for_each(|(mount, tree)| mounts::lay_mount(mount, tree))
+    mounts.sort_by_key(|(mount, _)| depth(path_of(&mount.path)));
+    mounts.iter().try_for_each(|(mount, tree)| lay_mount(mount, tree))
 }
 
 /// In order, since the VM may end at once: a volume that was not unmounted can't be read without
 /// being written to.
 fn unmount(mounts: &[MountSpec]) {
-    let mut paths: Vec<&[u8]> = mounts.iter().map(|mount| &mount.path[..]).collect();
-    paths.sort_by_key(|path| std::cmp::Reverse(path.iter().filter(|byte| **byte == b'/').count()));
+    let mut paths: Vec<_> = mounts.iter().map(|mount| path_of(&mount.path)).collect();
+    paths.sort_by_key(|path| std::cmp::Reverse(depth(path)));
     for path in paths {
         let _ = umount2(path, MntFlags::empty());
     }

@@ -196,7 +196,7 @@ fn has_all(asked: &[Vec<u8>], done: &[&str]) -> bool {
 }
 
 /// A path of a request.
-fn path_of(bytes: &[u8]) -> &Path {
+pub fn path_of(bytes: &[u8]) -> &Path {
     Path::new(OsStr::from_bytes(bytes))
 }
 
@@ -257,11 +257,16 @@ fn lay_mounts(spec: &ContainerSpec, sources: Vec<OwnedFd>) -> Result<(), Failure
     let mounts = spec.mounts.iter().zip(sources);
     let mounts = mounts.map(|(mount, tree)| (path_of(&mount.path), Item::Mount(mount, tree)));
     let mut items: Vec<_> = tmpfs.chain(mounts).collect();
-    items.sort_by_key(|(path, _)| path.components().count());
+    items.sort_by_key(|(path, _)| depth(path));
     items.into_iter().try_for_each(|(_, item)| match item {
         Item::Tmpfs(tmpfs) => mount_tmpfs(tmpfs),
         Item::Mount(mount, tree) => lay_mount(mount, &tree),
     })
+}
+
+/// How far down a path is: parents are mounted first.
+pub fn depth(path: &Path) -> usize {
+    path.components().count()
 }
 
 /// Mounts a tree where it was asked for, in this process's root.

@@ -1,4 +1,4 @@
-//! Mounts and disks: what a bind mount adds to a start, and how fast a bind mount and the
+//! Mounts and disks: what a bind mount and a volume add to a start, and how fast a bind mount and the
 //! container's own disk are, against bare QEMUs with one program in all guests
 //! (`assets/files.c`).
 
@@ -7,4 +7,4 @@ mod machine;
 mod start;
 
 pub use io::{disk, share};
-pub use start::start;
+pub use start::{mount, volume};

@@ -85,9 +85,7 @@ async fn ended(stage: &Stage<'_>, conduct: &str) -> Result<String, Trouble> {
         let code = said.code.map_or("a signal".to_owned(), |code| code.to_string());
         return Err(Trouble::After(format!("the start ended with {code}, not with 125")));
     }
-    let mut client = stage.session.connect().map_err(|e| Trouble::After(e.message))?;
-    let container = client.inspect(&name).await.map_err(|e| Trouble::After(e.message))?;
-    match container.hypervisor_pid {
+    match stage.inspect(&name).await.map_err(Trouble::After)?.hypervisor_pid {
         Some(_) => Err(Trouble::After("its VM is still there".into())),
         None => Ok(said.complaint),
     }
@@ -95,8 +93,7 @@ async fn ended(stage: &Stage<'_>, conduct: &str) -> Result<String, Trouble> {
 
 /// The installation's kernel with an initramfs whose init is the probe.
 async fn bundle(stage: &Stage<'_>, conduct: &str) -> Result<String, String> {
-    let status = stage.session.connect().map_err(|e| e.message)?.status().await;
-    let kernel = status.map_err(|e| e.message)?.kernel_path.ok_or("there is no guest kernel")?;
+    let kernel = stage.status().await?.kernel_path.ok_or("there is no guest kernel")?;
     let read = |path: &Path| std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()));
     let original = read(&kernel.join(BUNDLE_INITRAMFS))?;
     let probe = read(&stage.probe)?;

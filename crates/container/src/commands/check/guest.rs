@@ -5,8 +5,6 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use container_api::types::ContainerSnapshot;
-
 use super::answers::{self, DEFAULTS, GUEST, MEMORY, NETWORK, PROCESSES};
 use super::image::PROGRAM;
 use super::limits;
@@ -159,12 +157,8 @@ async fn targets(
     guests: &Guests,
     listener: Option<&TcpListener>,
 ) -> Result<Vec<String>, String> {
-    let inspect = |name: String| async move {
-        let mut client = stage.session.connect().map_err(|e| e.message)?;
-        client.inspect(&name).await.map_err(|e| e.message)
-    };
-    let attacker: ContainerSnapshot = inspect(guests.attacker.clone()).await?;
-    let plain: ContainerSnapshot = inspect(guests.plain.clone()).await?;
+    let attacker = stage.inspect(&guests.attacker).await?;
+    let plain = stage.inspect(&guests.plain).await?;
     let mut words = Vec::new();
     let port = listener.and_then(|listener| listener.local_addr().ok()).map(|at| at.port());
     if let Some(port) = port {

@@ -34,8 +34,7 @@ async fn from_the_jail(
     container: Option<&ContainerSnapshot>,
     allowed_missing: &[String],
 ) -> Result<String, String> {
-    let status = stage.session.connect().map_err(|e| e.message)?.status().await;
-    let status = status.map_err(|e| e.message)?;
+    let status = stage.status().await?;
     let name = stage.name("socket");
     let address = SocketAddr::from_abstract_name(&name).map_err(|e| e.to_string())?;
     // Listens while the probe looks for it.

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use container_api::types::ContainerSnapshot;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdout};
 use tokio::time::{Instant, timeout};
@@ -107,8 +106,7 @@ async fn used(stage: &Stage<'_>, name: &str) -> Result<f64, String> {
 }
 
 async fn hypervisor(stage: &Stage<'_>, name: &str) -> Result<i32, String> {
-    let mut client = stage.session.connect().map_err(|e| e.message)?;
-    let container: ContainerSnapshot = client.inspect(name).await.map_err(|e| e.message)?;
+    let container = stage.inspect(name).await?;
     container.hypervisor_pid.ok_or_else(|| "the service names no hypervisor".into())
 }
 

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use container_api::apiserver::SystemStatus;
+use container_api::types::ContainerSnapshot;
 use container_api::{ApiError, ErrorCode, paths};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -127,6 +129,18 @@ impl<'a> Stage<'a> {
         serde_json::from_str(&output).map_err(|e| format!("{}: {e}", words.join(" ")))
     }
 
+    /// A container as the service knows it.
+    pub async fn inspect(&self, name: &str) -> Result<ContainerSnapshot, String> {
+        let mut client = self.session.connect().map_err(|e| e.message)?;
+        client.inspect(name).await.map_err(|e| e.message)
+    }
+
+    /// What the service says of itself.
+    pub async fn status(&self) -> Result<SystemStatus, String> {
+        let mut client = self.session.connect().map_err(|e| e.message)?;
+        client.status().await.map_err(|e| e.message)
+    }
+
     /// Starts a command that stays, with pipes.
     pub fn spawn(&self, words: &[&str]) -> Result<Child, String> {
         let mut command = self.command(words)?;
@@ -137,15 +151,10 @@ impl<'a> Stage<'a> {
     /// Runs a command to its end, within `limit` and what is left of the whole check's time.
     pub async fn run(&self, command: Command, limit: Duration) -> Result<Said, String> {
         let left = self.end.saturating_duration_since(Instant::now());
-        self.within(Ok(command), limit.min(left)).await
+        self.within(command, limit.min(left)).await
     }
 
-    async fn within(
-        &self,
-        command: Result<Command, String>,
-        limit: Duration,
-    ) -> Result<Said, String> {
-        let mut command = command?;
+    async fn within(&self, mut command: Command, limit: Duration) -> Result<Said, String> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command
             .kill_on_drop(true)
@@ -200,11 +209,11 @@ impl<'a> Stage<'a> {
             (&["image", "list", "--quiet"], &["image", "delete"]),
         ] {
             // Not within the time for attacks: nothing may stay.
-            let run = |words: Vec<&str>| self.within(self.command(&words), CLEAR);
-            let output = run(list.to_vec()).await?.ok()?;
+            let run = async |words: &[&str]| self.within(self.command(words)?, CLEAR).await;
+            let output = run(list).await?.ok()?;
             let ours = output.lines().map(str::trim).filter(|name| self.is_to_be_removed(name));
             for name in ours {
-                if run([remove, &[name]].concat()).await?.ok().is_err() {
+                if run(&[remove, &[name]].concat()).await?.ok().is_err() {
                     left.push(name.to_owned());
                 }
             }
