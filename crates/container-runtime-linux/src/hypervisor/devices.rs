@@ -146,6 +146,19 @@ pub fn devices(features: &Features, nic: bool, more_nics: &[Mac], root_ports: u3
 /// The device of every NIC.
 pub const NIC_DRIVER: &str = "virtio-net-pci";
 
+/// The queue of commands to a NIC, and what needs it. A guest that gives one spins until QEMU's
+/// main thread answers, which swaps disks meanwhile, and setting a network up takes some twenty.
+/// Without them the NIC takes every frame; the bridge gives it its own alone.
+const NO_NIC_COMMANDS: [&str; 7] = [
+    "ctrl_vq",
+    "ctrl_rx",
+    "ctrl_rx_extra",
+    "ctrl_vlan",
+    "ctrl_mac_addr",
+    "ctrl_guest_offloads",
+    "guest_announce",
+];
+
 /// What a NIC on `netdev` is like; the first has its address from the guest.
 pub fn nic_properties(
     id: &str,
@@ -155,7 +168,8 @@ pub fn nic_properties(
     let mac = mac.map(|mac| ("mac", mac.to_string().into()));
     // Without an option ROM: nobody boots from it.
     let fixed = [("id", id.into()), ("netdev", netdev.into()), ("romfile", "".into())];
-    fixed.into_iter().chain(mac).collect()
+    let off = NO_NIC_COMMANDS.map(|feature| (feature, false.into()));
+    fixed.into_iter().chain(off).chain(mac).collect()
 }
 
 /// The host side of a NIC, on a tap that QEMU knows as `fd`, as QAPI's `Netdev`.
