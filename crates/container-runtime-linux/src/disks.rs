@@ -85,30 +85,28 @@ impl Disks {
         Ok((!volumes.is_empty()).then_some(Disks { own: None, volumes }))
     }
 
-    /// Puts them behind a VM's, all at once.
+    /// The disks of a VM that these are to be behind.
+    pub fn places(&self) -> Vec<Disk> {
+        let own = self.own.iter().flat_map(|_| Disk::OWN);
+        own.chain(self.volumes.iter().map(|(disk, _)| *disk)).collect()
+    }
+
+    /// Puts them behind a VM's, all at once. What was there before stays open until
+    /// [`Vm::release_swapped`].
     ///
     /// # Errors
     /// Those of the jailer and the VM.
     pub async fn swap<V: Vm>(self, vm: &V) -> Result<()> {
-        let own = async {
-            let Some(Own { image, image_path, upper, jail }) = self.own else { return Ok(()) };
-            let image = async {
-                let image = match image {
-                    Some(image) => image,
-                    None => open_shared(&jail, &image_path).await?,
-                };
-                vm.swap_disk(Disk::Image, image).await.context("the image")
+        let mut files = Vec::new();
+        if let Some(Own { image, image_path, upper, jail }) = self.own {
+            let image = match image {
+                Some(image) => image,
+                None => open_shared(&jail, &image_path).await.context("the image")?,
             };
-            let upper = async { vm.swap_disk(Disk::Upper, upper).await.context("the upper") };
-            tokio::try_join!(image, upper).map(drop)
-        };
-        let volumes = async {
-            for (disk, file) in self.volumes {
-                vm.swap_disk(disk, file).await.context("a volume")?;
-            }
-            Ok(())
-        };
-        tokio::try_join!(own, volumes).map(drop)
+            files.extend([(Disk::Image, Some(image)), (Disk::Upper, Some(upper))]);
+        }
+        files.extend(self.volumes.into_iter().map(|(disk, file)| (disk, Some(file))));
+        Ok(vm.swap_disks(files).await?)
     }
 }
 

@@ -143,10 +143,13 @@ impl<'a, V: Vm> Machine<'a, V> {
                 }
             };
             tokio::join!(swap, plug_nics(container, vm, nics), plug_mounts(container, vm));
-            match &mut self.wishes {
-                Some(wishes) => wishes.fulfil(vm).await,
-                None => std::future::pending().await,
-            }
+            let wishes = async {
+                match &mut self.wishes {
+                    Some(wishes) => wishes.fulfil(vm).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::join!(release_swapped(container, vm), wishes);
         };
         tokio::select! {
             biased;
@@ -272,6 +275,15 @@ async fn swap_disks<V: Vm>(
             let reason = format!("the VM did not take the container's disks: {error:#}");
             container.conclude(exit::failure(reason), Manner::Kill);
         }
+    }
+}
+
+/// Closes the disks that the VM had before, once the program's first steps are done.
+async fn release_swapped<V: Vm>(container: &Container, vm: &V) {
+    if runs_for_a_while(container).await
+        && let Err(error) = vm.release_swapped().await
+    {
+        tracing::warn!(%error, "the VM keeps files open that it does not use");
     }
 }
 
@@ -417,11 +429,17 @@ async fn set_up(
     tokio::try_join!(entropy, drivers, network, root).map(drop)
 }
 
+/// Waits until the program has run for [`LATER`]; false when it ended before.
+async fn runs_for_a_while(container: &Container) -> bool {
+    let runs = |s: &State| !matches!(s, State::Booting { .. } | State::Ready | State::Starting);
+    container.state_where(runs).await;
+    tokio::time::sleep(LATER).await;
+    container.state() == State::Running
+}
+
 /// What can wait until the program runs.
 async fn later(container: &Container, guest: &Guest, boot_log: &BootLog) {
-    container.state_where(|s| !matches!(s, State::Ready | State::Starting)).await;
-    tokio::time::sleep(LATER).await;
-    if container.state() != State::Running {
+    if !runs_for_a_while(container).await {
         return;
     }
     // Restored guests have them.

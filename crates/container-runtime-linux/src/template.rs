@@ -127,7 +127,7 @@ async fn save<V: Vm>(
         ask(setup::set_up(&[])?).await?;
         let drivers = Call::LoadDrivers(LoadDrivers { virtualization });
         ask(drivers).await.context("loading the drivers")?;
-        throwaway::run(&guest, &mut events, throwaway::Work::Usual).await?;
+        throwaway::run(&guest, &mut events, throwaway::Work::Usual, &[]).await?;
         give_memory_back(&vm, &guest, ram_len).await?;
         vm.pause().await?;
         vm.save(state).await.context("saving the state")

@@ -8,12 +8,13 @@ use container_api::runtime::INIT_PROCESS;
 use tokio::sync::mpsc;
 use vminitd_protocol::REQUEST_TIMEOUT;
 use vminitd_protocol::message::{
-    Call, ContainerSpec, DEFAULT_MASKED_PATHS, DEFAULT_READ_ONLY_PATHS, Limits, ProcessSpec,
-    StartContainer, TerminalSize, UnmountRoot, User,
+    Call, ContainerSpec, DEFAULT_MASKED_PATHS, DEFAULT_READ_ONLY_PATHS, DiskSource, Limits,
+    MountSource, MountSpec, ProcessSpec, StartContainer, TerminalSize, UnmountRoot, User,
 };
 use vminitd_protocol::{capability, message};
 
 use crate::guest::{Guest, GuestError, GuestEvent};
+use crate::hypervisor::Disk;
 use crate::process::Process;
 use crate::setup;
 
@@ -57,7 +58,11 @@ impl Work {
     }
 }
 
+/// Where one has its volume: a place that its image does not have, as most volumes are.
+const VOLUME: &[u8] = b"/volume";
+
 /// Runs one without and one with a terminal. The guest is set up and has no root, before and after.
+/// Behind `slots` are volumes, which both write to.
 ///
 /// # Errors
 /// [`Error`]; the VM is of no use then.
@@ -65,9 +70,10 @@ pub async fn run(
     guest: &Guest,
     events: &mut mpsc::Receiver<GuestEvent>,
     work: Work,
+    slots: &[Disk],
 ) -> Result<(), Error> {
     for terminal in [false, true] {
-        let once = once(guest, events, work, terminal);
+        let once = once(guest, events, work, slots, terminal);
         tokio::time::timeout(LIMIT, once).await.map_err(|_| Error::Endless)??;
     }
     Ok(())
@@ -77,11 +83,12 @@ async fn once(
     guest: &Guest,
     events: &mut mpsc::Receiver<GuestEvent>,
     work: Work,
+    slots: &[Disk],
     terminal: bool,
 ) -> Result<(), Error> {
     let process = Process::open(INIT_PROCESS, guest.bulk.clone(), terminal, true, None)
         .map_err(|e| Error::Host(e.to_string()))?;
-    let start = start(process.stdio(), work, terminal);
+    let start = start(process.stdio(), work, slots, terminal);
     let ask = |call| guest.control.command(call, REQUEST_TIMEOUT);
     tokio::try_join!(ask(setup::mount_root()), ask(Call::StartContainer(Box::new(start))))?;
     let code = ended(events).await?;
@@ -103,7 +110,12 @@ async fn ended(events: &mut mpsc::Receiver<GuestEvent>) -> Result<u32, GuestErro
 }
 
 /// As a container with the defaults is started.
-fn start(stdio: message::Stdio, work: Work, terminal: bool) -> StartContainer {
+fn start(stdio: message::Stdio, work: Work, slots: &[Disk], terminal: bool) -> StartContainer {
+    let volume = |(index, slot): (usize, &Disk)| MountSpec {
+        path: [VOLUME, index.to_string().as_bytes()].concat(),
+        read_only: false,
+        source: Some(MountSource::Disk(DiskSource { serial: slot.name().into(), copy: true })),
+    };
     let bytes = |paths: &[&str]| paths.iter().map(|p| p.as_bytes().to_vec()).collect();
     StartContainer {
         container: ContainerSpec {
@@ -111,6 +123,7 @@ fn start(stdio: message::Stdio, work: Work, terminal: bool) -> StartContainer {
             masked_paths: bytes(DEFAULT_MASKED_PATHS),
             read_only_paths: bytes(DEFAULT_READ_ONLY_PATHS),
             limits: Some(Limits::default()),
+            mounts: slots.iter().enumerate().map(volume).collect(),
             ..ContainerSpec::default()
         },
         process: ProcessSpec {

@@ -166,24 +166,37 @@ fn disks_are_swapped_and_guests_paused() {
             let path = machine.dir.path().join(name);
             let file = support::disk(&path, b"OTHER\n");
             let began = Instant::now();
-            let swapped = vm.swap_disk(Disk::Upper, file.into()).await;
+            let swapped = vm.swap_disks(vec![(Disk::Upper, Some(file.into()))]).await;
             swapped.expect("swapped");
             println!("{name} after {:?}", began.elapsed());
             assert!(is_open(vm.pid(), &path), "{name} is not open");
         }
         let image = machine.dir.path().join("other.erofs");
         let file = support::disk(&image, b"IMAGE-B\n");
-        let refused = vm.swap_disk(Disk::Image, file.into()).await;
+        let refused = vm.swap_disks(vec![(Disk::Image, Some(file.into()))]).await;
         assert!(matches!(refused, Err(Error::Config(_))), "{refused:?}");
         let shared = open_shared(&support::jail(), &image).await.expect("a file");
-        vm.swap_disk(Disk::Image, shared).await.expect("swapped");
+        let last = machine.dir.path().join("d.img");
+        let file = support::disk(&last, b"LAST\n");
+        let both = vec![(Disk::Upper, Some(file.into())), (Disk::Image, Some(shared))];
+        vm.swap_disks(both).await.expect("swapped");
+        let before = machine.dir.path().join("c.img");
+        assert!(is_open(vm.pid(), &before) && is_open(vm.pid(), &last));
+        vm.release_swapped().await.expect("released");
+        assert!(!is_open(vm.pid(), &before) && is_open(vm.pid(), &last));
         for gone in ["upper.img", "b.img"] {
             let path = machine.dir.path().join(gone);
             assert!(!is_open(vm.pid(), &path), "{gone} is still open");
         }
         let (null, _) = std::os::unix::net::UnixStream::pair().expect("a pair");
-        let refused = vm.swap_disk(Disk::Upper, null.into()).await;
+        // Neither disk is exchanged when one can't be.
+        let other = machine.dir.path().join("e.img");
+        support::disk(&other, b"NEVER\n");
+        let shared = open_shared(&support::jail(), &other).await.expect("a file");
+        let one = vec![(Disk::Image, Some(shared)), (Disk::Upper, Some(null.into()))];
+        let refused = vm.swap_disks(one).await;
         assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
+        assert!(!is_open(vm.pid(), &other) && is_open(vm.pid(), &last));
         vm.quit().await.expect("quits");
         let exit = tokio::time::timeout(LIMIT, vm.ended()).await;
         assert_eq!(exit.expect("an end").code, Some(0));

@@ -91,7 +91,7 @@ fn a_clone_gets_disks_and_shared_directories() {
         let path = template.machine.path("slot");
         let began = Instant::now();
         let file = support::disk(&path, b"BEHIND\n");
-        vm.swap_disk(Disk::SecondSlot, file.into()).await.expect("swapped");
+        vm.swap_disks(vec![(Disk::SecondSlot, Some(file.into()))]).await.expect("swapped");
         println!("a slot: swapped in {:?}", began.elapsed());
         let first = "echo 1 >/proc/sys/vm/drop_caches; blockdev --flushbufs /dev/vdd; \
                      dd if=/dev/vdd bs=7 count=1 2>/dev/null";
@@ -100,6 +100,10 @@ fn a_clone_gets_disks_and_shared_directories() {
         let file = fs::File::open(&path).expect("the slot's file");
         file.read_exact_at(&mut written, 0).expect("its content");
         assert_eq!(&written, b"CHANGED");
+        vm.swap_disks(vec![(Disk::SecondSlot, None)]).await.expect("emptied");
+        vm.release_swapped().await.expect("released");
+        guest(&mut streams, "blockdev --flushbufs /dev/vdd").await;
+        assert_eq!(guest(&mut streams, empty).await, "0");
 
         let read_only = support::disk(&template.machine.path("shared"), b"SHARED\n");
         let refused = vm.plug_disk("shared", read_only.into(), true).await;

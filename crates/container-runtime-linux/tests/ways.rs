@@ -208,7 +208,7 @@ fn a_spare_becomes_a_container() {
         {
             let deeds = helper.deeds.borrow();
             assert_eq!(deeds.restored, [true]);
-            assert_eq!(deeds.swapped, [Disk::Image, Disk::Upper]);
+            assert_eq!(deeds.swapped, [(Disk::Image, true), (Disk::Upper, true)]);
             let own = deeds.calls[warm..].iter().filter(|name| !name.is_empty());
             assert_eq!(own.copied().collect::<Vec<_>>(), ["setup", "mount", "start"]);
         }

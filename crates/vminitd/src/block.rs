@@ -2,6 +2,7 @@
 
 use crate::failure::{Context, Failure};
 use crate::files::read_kernel;
+use crate::root::UNMOUNT_LIMIT;
 use crate::sys;
 use nix::libc;
 use std::fs::{self, File};
@@ -40,6 +41,14 @@ impl Disks {
                 sleep(Duration::from_millis(2));
             }
         }
+    }
+
+    /// Waits until no file system uses a disk, and drops what is cached of it: the disk may be
+    /// exchanged then.
+    pub fn release(&mut self, serial: &str) -> Result<(), Failure> {
+        let device = self.find(serial)?;
+        wait_unused(&device, UNMOUNT_LIMIT)?;
+        drop_cache(&device)
     }
 
     /// Looks for disks that are not known yet; whether there are any.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use container_api::paths::{self, container_files as files};
-use container_api::runtime::{BOOT_DEADLINE, Phase, Request, State};
+use container_api::runtime::{BOOT_DEADLINE, Phase, Request, State, VolumeDisk};
 use container_api::varlink::Client;
 use container_api::{ApiError, ErrorCode, Result, memory};
 use tokio::time::{Instant, sleep};
@@ -31,6 +31,8 @@ const STEP: Duration = Duration::from_millis(20);
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 /// For an adoption's first answer. What comes after it is part of the container's start.
 const ADOPT_DEADLINE: Duration = Duration::from_secs(5);
+/// The volume of its throwaway containers; gone once it is ready.
+const VOLUME: &str = "volume.img";
 /// From the kill to the end.
 const END_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -74,7 +76,9 @@ impl Spare {
         let made = match Self::launch(engine, order, template, &directory).await {
             Ok((helper, uid, tap)) => {
                 launched(helper.handle.clone());
-                match wait_ready(&helper).await {
+                let ready = wait_ready(&helper).await;
+                let _ = std::fs::remove_file(directory.join(VOLUME));
+                match ready {
                     Ok((client, hypervisor)) => Ok(Spare {
                         shape: order.shape.clone(),
                         directory: directory.clone(),
@@ -111,7 +115,10 @@ impl Spare {
         let uid = engine.jail_uids.take();
         let upper = directory.join(files::UPPER);
         copy_disk(&engine.empty_upper().await?, &upper)?;
+        let volume = VolumeDisk { path: directory.join(VOLUME), read_only: false };
+        engine.throwaway_volume(&volume.path).await.map_err(|e| e.context("a throwaway volume"))?;
         let mut spec = engine.vm_spec(kernel, &report, shape.resources)?;
+        spec.volumes = vec![volume];
         spec.virtualization = shape.virtualization;
         spec.template = Some(template.files.clone());
         spec.mappable = *mappable;

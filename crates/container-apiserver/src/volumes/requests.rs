@@ -1,9 +1,10 @@
 //! `volume create`, `delete`, `list` and `prune`.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use container_api::images::{FormatVolume, Request};
@@ -46,13 +47,30 @@ impl Engine {
             let mut options = OpenOptions::new();
             options.read(true).write(true).create_new(true).mode(0o600);
             let disk = options.open(staged.path().join(DISK)).map_err(failed)?;
-            // By the service that may: this one writes no file systems.
-            let request = Request::FormatVolume(format);
-            self.images.call_with::<()>(&request, disk.as_fd()).await?;
-            // All disks of VMs have one length; the file system has its own.
-            disk.set_len(DISK_LEN).and_then(|()| disk.sync_all()).map_err(failed)?;
+            self.format_disk(&disk, format).await?;
+            disk.sync_all().map_err(failed)?;
         }
         self.volumes.commit(staged, record).map_err(failed)
+    }
+
+    /// Makes an empty file an empty volume's disk.
+    async fn format_disk(&self, disk: &File, format: FormatVolume) -> Result<()> {
+        // By the service that may: this one writes no file systems.
+        let request = Request::FormatVolume(format);
+        self.images.call_with::<()>(&request, disk.as_fd()).await?;
+        // All disks of VMs have one length; the file system has its own.
+        disk.set_len(DISK_LEN).map_err(ApiError::from)
+    }
+
+    /// Makes the disk of a volume as most are, which is nobody's: for a throwaway container.
+    pub async fn throwaway_volume(&self, path: &Path) -> Result<()> {
+        let (_, format) = options::record(&VolumeOptions::default())?;
+        let mut options = OpenOptions::new();
+        let disk = options.read(true).write(true).create_new(true).mode(0o600).open(path)?;
+        match format {
+            Some(format) => self.format_disk(&disk, format).await,
+            None => Ok(()),
+        }
     }
 
     /// Removes a volume that no container has.

@@ -18,9 +18,6 @@ pub const TRANSLATION_CACHE_MIB: u32 = 256;
 /// What QEMU may allocate beside the guest's RAM and its cache, in MiB.
 const OWN_DATA_MIB: u64 = 1024;
 
-/// Block nodes' first files.
-const FIRST_GENERATION: u32 = 0;
-
 /// The descriptor numbers of one VM in its jail.
 #[derive(Debug, Clone)]
 pub struct Numbers {
@@ -133,13 +130,14 @@ pub fn vm(install: &QemuInstall, shape: Shape, numbers: Numbers) -> Vec<OsString
     let slots = devices::slots(shape.root_ports);
     let files = numbers.disks.map(Some).into_iter().chain(slots.iter().map(|_| None));
     for (disk, fd) in Disk::OWN.iter().chain(slots).zip(files) {
-        let name = devices::file_node_name(*disk, FIRST_GENERATION);
-        let file = match (disk.fdset(), fd) {
-            (Some(fdset), Some(fd)) => {
-                push("-add-fd", format!("set={fdset},fd={fd}"));
-                devices::file_node(&name, fdset, disk.read_only())
+        let number = disk.first_number();
+        let name = devices::file_node_name(number);
+        let file = match fd {
+            Some(fd) => {
+                push("-add-fd", format!("set={number},fd={fd}"));
+                devices::file_node(&name, number, disk.read_only())
             }
-            _ => devices::empty_node(&name),
+            None => devices::empty_node(&name),
         };
         push("-blockdev", file.to_string());
         push("-blockdev", devices::top_node(disk.name(), &name, disk.read_only()).to_string());

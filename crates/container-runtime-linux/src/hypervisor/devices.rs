@@ -56,13 +56,14 @@ impl Disk {
         self == Disk::Image
     }
 
-    /// The number of its first descriptor set, where it has a file from the beginning.
-    pub fn fdset(self) -> Option<u32> {
-        match self {
-            Disk::Image => Some(1),
-            Disk::Upper => Some(2),
-            Disk::FirstSlot | Disk::SecondSlot => None,
-        }
+    /// The number of its first file node, and of that one's descriptor set.
+    pub fn first_number(self) -> u32 {
+        self as u32 + 1
+    }
+
+    /// Whether it has a file from the beginning.
+    pub fn has_file(self) -> bool {
+        Disk::OWN.contains(&self)
     }
 }
 
@@ -217,18 +218,19 @@ fn word(value: &serde_json::Value) -> &str {
 }
 
 /// The `file` node of a disk over a descriptor set, as QAPI's
-/// `BlockdevOptions`.
+/// `BlockdevOptions`. What QEMU assumes anyway is left out: it reads its
+/// monitor a byte at a time, and a container waits for that.
 pub fn file_node(node: &str, fdset: u32, read_only: bool) -> serde_json::Value {
-    serde_json::json!({
+    let mut options = serde_json::json!({
         "driver": "file",
         "node-name": node,
         "filename": format!("/dev/fdset/{fdset}"),
-        "read-only": read_only,
         // Read-only files are shared, the others have one owner that the
         // helper guarantees; no lock file service is needed.
         "locking": "off",
-        "discard": if read_only { "ignore" } else { "unmap" },
-    })
+    });
+    set_access(&mut options, read_only);
+    options
 }
 
 /// The `file` node of a disk that has no file yet: as long as all, and zeros.
@@ -243,19 +245,26 @@ pub fn empty_node(node: &str) -> serde_json::Value {
 
 /// The node that the device sits on; its `file` can be replaced.
 pub fn top_node(node: &str, file_node: &str, read_only: bool) -> serde_json::Value {
-    serde_json::json!({
+    let mut options = serde_json::json!({
         "driver": "raw",
         "node-name": node,
-        "read-only": read_only,
-        "discard": if read_only { "ignore" } else { "unmap" },
-        "detect-zeroes": "off",
         "file": file_node,
-    })
+    });
+    set_access(&mut options, read_only);
+    options
 }
 
-/// The name of a disk's file node, numbered so that old and new can coexist.
-pub fn file_node_name(disk: Disk, generation: u32) -> String {
-    format!("{}-file-{generation}", disk.name())
+fn set_access(options: &mut serde_json::Value, read_only: bool) {
+    match read_only {
+        true => options["read-only"] = true.into(),
+        // Space that the guest frees goes back to the host.
+        false => options["discard"] = "unmap".into(),
+    }
+}
+
+/// The name of a file node: of the number that no other one of the VM has.
+pub fn file_node_name(number: u32) -> String {
+    format!("f{number}")
 }
 
 #[cfg(test)]
@@ -282,12 +291,14 @@ mod tests {
         let all = [&Disk::OWN[..], &Disk::SLOTS].concat();
         for (index, disk) in all.into_iter().enumerate() {
             assert_eq!(disk.read_only(), disk == Disk::Image);
-            assert_eq!((disk.index(), disk.fdset().is_some()), (index, index < 2));
+            assert_eq!((disk.index(), disk.has_file()), (index, index < 2));
         }
         assert_eq!((slots(0).len(), slots(ROOT_PORTS).len()), (0, 2));
         for read_only in [false, true] {
-            assert_eq!(file_node("n", 1, read_only)["read-only"], read_only);
-            assert_eq!(top_node("n", "f", read_only)["read-only"], read_only);
+            for node in [file_node("n", 1, read_only), top_node("n", "f", read_only)] {
+                assert_eq!(node["read-only"].as_bool().unwrap_or(false), read_only);
+                assert_eq!(node["discard"] == "unmap", !read_only);
+            }
         }
     }
 }

@@ -188,12 +188,15 @@ pub trait Vm {
     /// Continues guest execution. Legal while paused or running.
     async fn resume(&self) -> Result<(), Error>;
 
-    /// Puts another file behind a disk. The guest must not use the disk
-    /// meanwhile and must drop its cache of it afterwards; the file has
-    /// [`DISK_LEN`] bytes. A read-only disk takes only what [`open_shared`]
-    /// gives. A VM has slots where it may have devices plugged. Legal while
-    /// running or paused.
-    async fn swap_disk(&self, disk: Disk, file: OwnedFd) -> Result<(), Error>;
+    /// Puts other files behind disks, behind all of them or none. The guest must not use these
+    /// disks meanwhile and must drop its cache of them afterwards; a file has [`DISK_LEN`] bytes.
+    /// A read-only disk takes only what [`open_shared`] gives; a slot can be empty. A VM has slots
+    /// where it may have devices plugged. Legal while running or paused.
+    async fn swap_disks(&self, disks: Vec<(Disk, Option<OwnedFd>)>) -> Result<(), Error>;
+
+    /// Closes what was behind disks before: until then it stays open, though nothing reads or
+    /// writes it.
+    async fn release_swapped(&self) -> Result<(), Error>;
 
     /// Writes the device state. Legal while paused. The RAM is not in it: it is the file of
     /// [`Origin::Cold`].

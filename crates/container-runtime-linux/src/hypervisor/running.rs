@@ -14,8 +14,8 @@ use super::qmp::Qmp;
 use super::qmp_commands as qmp;
 use super::{ExtraNic, REQUEST_DEADLINE, Vm, migration, usage};
 
-/// Above the sets given on the command line.
-const FIRST_FREE_FDSET: u32 = 16;
+/// Above the numbers of nodes and descriptor sets given on the command line.
+const FIRST_FREE_NUMBER: u32 = 16;
 
 /// Where a VM's RAM is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,10 +33,18 @@ pub struct Running {
     pub(super) qmp: Qmp,
     pub(super) ram: OwnRam,
     pub(super) plugs: Plugs,
-    /// What each disk sits on, by [`Disk::index`].
-    swaps: tokio::sync::Mutex<[FileNode; 4]>,
-    generation: AtomicU32,
-    next_fdset: AtomicU32,
+    /// Held over a whole exchange: two of them must not mix.
+    swaps: tokio::sync::Mutex<Swaps>,
+    next_number: AtomicU32,
+}
+
+/// What disks sit on.
+#[derive(Debug)]
+struct Swaps {
+    /// By [`Disk::index`].
+    current: [FileNode; 4],
+    /// What they sat on.
+    unused: Vec<FileNode>,
 }
 
 /// A block node over one descriptor set, or over none.
@@ -48,7 +56,9 @@ pub(super) struct FileNode {
 
 impl FileNode {
     fn first(disk: Disk) -> FileNode {
-        FileNode { name: devices::file_node_name(disk, 0), fdset: disk.fdset() }
+        let number = disk.first_number();
+        let fdset = disk.has_file().then_some(number);
+        FileNode { name: devices::file_node_name(number), fdset }
     }
 }
 
@@ -56,15 +66,14 @@ impl Running {
     pub(super) fn new(child: Child, qmp: Qmp, ram: OwnRam, root_ports: u32) -> Running {
         let [image, upper] = Disk::OWN.map(FileNode::first);
         let [first, second] = Disk::SLOTS.map(FileNode::first);
-        let swaps = [image, upper, first, second];
+        let swaps = Swaps { current: [image, upper, first, second], unused: Vec::new() };
         Running {
             child,
             qmp,
             ram,
             plugs: Plugs::new(root_ports),
             swaps: tokio::sync::Mutex::new(swaps),
-            generation: AtomicU32::new(1),
-            next_fdset: AtomicU32::new(FIRST_FREE_FDSET),
+            next_number: AtomicU32::new(FIRST_FREE_NUMBER),
         }
     }
 
@@ -87,7 +96,7 @@ impl Running {
         if read_only {
             check_unwritable(&file)?;
         }
-        let fdset = self.next_fdset.fetch_add(1, Ordering::Relaxed);
+        let fdset = self.next_number.fetch_add(1, Ordering::Relaxed);
         let add = qmp::AddFd { fdset_id: fdset };
         self.qmp.execute_with(&add, Some(file.as_fd()), REQUEST_DEADLINE).await?;
         let options = devices::file_node(&name, fdset, read_only);
@@ -97,6 +106,45 @@ impl Running {
             return Err(error);
         }
         Ok(FileNode { name, fdset: Some(fdset) })
+    }
+
+    /// Adds nodes over files, and puts them behind disks all at once. Commands are sent ahead of
+    /// the answers to others, but for descriptors: QEMU keeps only the one that came last.
+    async fn exchange(
+        &self,
+        disks: &[(Disk, Option<OwnedFd>)],
+        nodes: &mut Vec<(Disk, FileNode)>,
+    ) -> Result<(), Error> {
+        let mut added = Vec::new();
+        for (disk, file) in disks {
+            let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+            let name = devices::file_node_name(number);
+            let (options, named) = match file {
+                Some(file) => {
+                    if disk.read_only() {
+                        check_unwritable(file)?;
+                    }
+                    let add = qmp::AddFd { fdset_id: number };
+                    let named = self.qmp.send(&add, Some(file.as_fd())).await?;
+                    (devices::file_node(&name, number, disk.read_only()), Some(named))
+                }
+                None => (devices::empty_node(&name), None),
+            };
+            nodes.push((*disk, FileNode { name, fdset: file.is_some().then_some(number) }));
+            added.push(self.qmp.send(&qmp::BlockdevAdd(options), None).await?);
+            if let Some(named) = named {
+                named.answer().await?;
+            }
+        }
+        let top = |(disk, node): &(Disk, FileNode)| {
+            devices::top_node(disk.name(), &node.name, disk.read_only())
+        };
+        let options = nodes.iter().map(top).collect();
+        let reopened = self.qmp.send(&qmp::BlockdevReopen { options }, None).await?;
+        for added in added {
+            added.answer().await?;
+        }
+        reopened.answer().await.map(drop)
     }
 
     /// Removes one that nothing uses.
@@ -121,23 +169,32 @@ impl Vm for Running {
         self.request(&qmp::Cont {}).await.map(drop)
     }
 
-    async fn swap_disk(&self, disk: Disk, file: OwnedFd) -> Result<(), Error> {
-        // Held over the whole exchange: two swaps of a disk must not mix.
+    async fn swap_disks(&self, disks: Vec<(Disk, Option<OwnedFd>)>) -> Result<(), Error> {
         let mut swaps = self.swaps.lock().await;
-        let generation = self.generation.fetch_add(1, Ordering::Relaxed);
-        let name = devices::file_node_name(disk, generation);
-        let node = self.add_file(name, file, disk.read_only()).await?;
-        let top = devices::top_node(disk.name(), &node.name, disk.read_only());
-        let reopen = qmp::BlockdevReopen { options: vec![top] };
-        let reopened = self.request(&reopen).await;
-        // Whichever of the two is unused now goes.
-        let current = &mut swaps[disk.index()];
-        let unused = match &reopened {
-            Ok(_) => std::mem::replace(current, node),
-            Err(_) => node,
-        };
-        let removed = self.remove_file(unused).await;
-        reopened.and(removed)
+        let mut nodes = Vec::new();
+        let swapped = tokio::time::timeout(REQUEST_DEADLINE, self.exchange(&disks, &mut nodes));
+        let swapped = swapped.await.unwrap_or_else(|_| {
+            let (phase, limit) = (Phase::Running, REQUEST_DEADLINE);
+            Err(Error::TimedOut { phase, operation: "exchanging disks".into(), limit })
+        });
+        for (disk, node) in nodes {
+            if swapped.is_ok() {
+                let old = std::mem::replace(&mut swaps.current[disk.index()], node);
+                swaps.unused.push(old);
+            } else {
+                let _ = self.remove_file(node).await;
+            }
+        }
+        swapped
+    }
+
+    async fn release_swapped(&self) -> Result<(), Error> {
+        let unused = std::mem::take(&mut self.swaps.lock().await.unused);
+        let mut released = Ok(());
+        for node in unused {
+            released = released.and(self.remove_file(node).await);
+        }
+        released
     }
 
     async fn save(&self, state: OwnedFd) -> Result<(), Error> {

@@ -1,8 +1,9 @@
 //! A VM that is made ahead and waits to become a container's.
 //!
 //! ```text
-//! restored ─► set up ─► throwaway containers, NIC up and down ─► waits ──Adopt──► life::run_adopted
+//! restored ─► set up ─► throwaway containers, the NIC up meanwhile ─► waits ──Adopt──► life::run_adopted
 //! ```
+//! The first throwaway containers have volumes, behind the slots that are empty again afterwards.
 //! Nothing of a container is known before; [`Found`] is given away by then, so nothing of the spare
 //! is left after. A spare that fails before it is taken just ends; one that fails later is a
 //! container that failed.
@@ -21,16 +22,18 @@ use container_api::types::{ExitRecord, VmOrigin};
 use container_api::{ApiError, ErrorCode};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::Receiver;
 use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 use vminitd_protocol::REQUEST_TIMEOUT;
+use vminitd_protocol::message::Call;
 
 use crate::boot::{self, Found, NotFound, Patience, Search, Way};
 use crate::console::BootLog;
 use crate::container::Container;
 use crate::directory::{self, Lock, Log, read_json};
 use crate::disks::{Disks, Images};
-use crate::guest::GuestEvent;
+use crate::guest::{Guest, GuestEvent};
 use crate::hypervisor::{ExtraNic, Hypervisor, Qemu, Vm};
 use crate::port::{self, Wishes};
 use crate::process::{self, Rest};
@@ -187,19 +190,22 @@ async fn warm<H: Hypervisor>(
     let Found { vm, guest, events, boot_log, .. } = &mut found;
     let made = async {
         guest.control.command(setup::set_up(&[])?, REQUEST_TIMEOUT).await?;
-        throwaway::run(guest, events, throwaway::Work::Nothing).await?;
-        if blueprint.has_nic() {
-            let [up, down] = network::warm_up();
-            let ask = |call| guest.control.command(call, REQUEST_TIMEOUT);
-            tokio::try_join!(ask(up), ask(down))?;
-        }
-        Ok::<_, throwaway::Error>(())
+        let [up, down] = network::warm_up().map(|call| blueprint.has_nic().then_some(call));
+        let ask = async |call: Option<Call>| match call {
+            Some(call) => guest.control.command(call, REQUEST_TIMEOUT).await,
+            None => Ok(()),
+        };
+        // Up for as long as a container's: a kernel has things to do of a NIC that it does later.
+        ask(up).await?;
+        rehearse(vm, guest, events, blueprint).await?;
+        ask(down).await?;
+        Ok::<_, anyhow::Error>(())
     };
     let failed = tokio::select! {
         biased;
         () = door.given_up() => Some(given_up()),
         exit = vm.ended() => Some(exit::of_vm(&exit, &boot_log.tail(), true, 0)),
-        made = made => made.err().map(|error| exit::failure(exit::chain(&error))),
+        made = made => made.err().map(|error| exit::failure(format!("{error:#}"))),
     };
     if let Some(record) = failed {
         boot::end(vm).await;
@@ -207,6 +213,27 @@ async fn warm<H: Hypervisor>(
     }
     found.origin = VmOrigin::Spare;
     Ok(found)
+}
+
+/// Runs the throwaway containers, on the volumes of the spare's specification. Nothing is left
+/// behind the slots.
+async fn rehearse<V: Vm>(
+    vm: &V,
+    guest: &Guest,
+    events: &mut Receiver<GuestEvent>,
+    blueprint: &Blueprint,
+) -> Result<()> {
+    let mut slots = Vec::new();
+    if let Some(volumes) = Disks::of_volumes(blueprint.spec())? {
+        slots = volumes.places();
+        volumes.swap(vm).await.context("the throwaway container's volumes")?;
+    }
+    throwaway::run(guest, events, throwaway::Work::Nothing, &slots).await?;
+    if !slots.is_empty() {
+        vm.swap_disks(slots.into_iter().map(|slot| (slot, None)).collect()).await?;
+        vm.release_swapped().await?;
+    }
+    Ok(())
 }
 
 /// Waits until somebody takes the spare or it ends.
@@ -236,7 +263,7 @@ async fn wait<V: Vm>(
 }
 
 /// Waits until the guest's channel is lost. A guest without a container has nothing to tell.
-async fn lost(events: &mut tokio::sync::mpsc::Receiver<GuestEvent>) -> String {
+async fn lost(events: &mut Receiver<GuestEvent>) -> String {
     loop {
         match events.recv().await {
             Some(GuestEvent::Lost(reason)) => return reason,

@@ -68,8 +68,10 @@ pub struct Vices {
 pub struct Deeds {
     /// How each came to be: restored or not.
     pub restored: Vec<bool>,
-    /// Which disks were swapped.
-    pub swapped: Vec<Disk>,
+    /// Which disks were swapped, and whether a file came behind them.
+    pub swapped: Vec<(Disk, bool)>,
+    /// How often the former ones were closed.
+    pub released: usize,
     /// How many taps the newest VM was made with.
     pub taps: usize,
     /// Which NICs were plugged.
@@ -182,11 +184,18 @@ impl Vm for FakeVm {
         Ok(())
     }
 
-    async fn swap_disk(&self, disk: Disk, _: OwnedFd) -> Result<(), Error> {
-        if self.vices.swap == Some(disk) {
-            return Err(Error::Config("no such disk".into()));
+    async fn swap_disks(&self, disks: Vec<(Disk, Option<OwnedFd>)>) -> Result<(), Error> {
+        for (disk, file) in disks {
+            if self.vices.swap == Some(disk) {
+                return Err(Error::Config("no such disk".into()));
+            }
+            self.deeds.borrow_mut().swapped.push((disk, file.is_some()));
         }
-        self.deeds.borrow_mut().swapped.push(disk);
+        Ok(())
+    }
+
+    async fn release_swapped(&self) -> Result<(), Error> {
+        self.deeds.borrow_mut().released += 1;
         Ok(())
     }
 

@@ -145,8 +145,10 @@ impl Server {
         let released = match std::mem::replace(&mut self.state, State::Ready) {
             State::Rooted(root) => root.release(),
             State::Stopped(root, container) => {
+                let volumes = container.volumes.clone();
                 drop(container);
-                root.release()
+                let released = root.release();
+                volumes.iter().try_for_each(|serial| self.disks.release(serial)).and(released)
             }
             _ => Ok(()),
         };
