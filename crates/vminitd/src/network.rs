@@ -47,7 +47,6 @@ pub struct Network {
 struct Done {
     index: u32,
     addresses: Vec<Address>,
-    gateways: Vec<Vec<u8>>,
 }
 
 /// A NIC that the kernel has.
@@ -64,19 +63,11 @@ impl Network {
         self.done.is_empty()
     }
 
-    /// Looks for the first NIC ahead, and brings it up, without an address: its rings are then
-    /// filled, and what the kernel keeps of it is made. None is no error, nor is one that can't.
+    /// Looks for the first NIC ahead. None is no error. It stays down: a container without a
+    /// network may find it.
     pub fn look(&mut self) {
-        let Ok(socket) = Socket::open() else { return };
-        let nics = nics(&socket).ok();
-        self.first = nics.and_then(|nics| nics.into_iter().next());
-        let Some(first) = self.first.as_mut().filter(|_| self.done.is_empty()) else { return };
-        let mut steps = Steps::default();
-        steps.rename(std::slice::from_ref(first));
-        steps.bring_up(first.index, "the first NIC".into());
-        if steps.take(&socket, &[]).is_ok() {
-            first.name = "eth0".into();
-        }
+        let nics = Socket::open().internal("").and_then(|socket| nics(&socket));
+        self.first = nics.ok().and_then(|nics| nics.into_iter().next());
     }
 
     /// Has the NICs be as the request says and as no former one did.
@@ -97,13 +88,12 @@ impl Network {
                 addresses.extend(link_local(&interface.mac));
             }
             steps.set_up(nic.index, interface, &addresses);
-            let gateways = interface.gateways.clone();
-            self.done.push(Done { index: nic.index, addresses, gateways });
+            self.done.push(Done { index: nic.index, addresses });
         }
         // Behind all addresses: a gateway must be on some NIC's network.
         for (nic, interface) in nics.iter().zip(&request.interfaces) {
             for gateway in &interface.gateways {
-                steps.route("add", libc::RTM_NEWROUTE, CREATE, nic.index, gateway);
+                steps.route(nic.index, gateway);
             }
         }
         steps.take(&socket, &[])?;
@@ -112,24 +102,18 @@ impl Network {
         Ok(())
     }
 
-    /// Takes everything back. What has gone with its NIC is no error. The first NIC stays up: its
-    /// rings need not be filled again.
+    /// Takes everything back. What has gone with its NIC is no error.
     fn undo(&mut self, socket: &Socket) -> Result<(), Failure> {
         let mut steps = Steps::default();
-        let first = self.first.as_ref().map(|nic| nic.index);
-        for Done { index, addresses, gateways } in std::mem::take(&mut self.done) {
-            for gateway in &gateways {
-                steps.route("remove", libc::RTM_DELROUTE, 0, index, gateway);
-            }
-            for address in &addresses {
+        for Done { index, addresses } in std::mem::take(&mut self.done) {
+            // IPv6 addresses and all routes go with the link.
+            for address in addresses.iter().filter(|address| address.ip.len() == 4) {
                 steps.address("remove", libc::RTM_DELADDR, 0, index, address);
             }
-            if first != Some(index) {
-                let down = link_header(index, 0);
-                steps.step(format!("take NIC {index} down"), libc::RTM_NEWLINK, 0, &down);
-            }
+            let down = link_header(index, 0);
+            steps.step(format!("take NIC {index} down"), libc::RTM_NEWLINK, 0, &down);
         }
-        steps.take(socket, &[Errno::ENODEV, Errno::EADDRNOTAVAIL, Errno::ESRCH])
+        steps.take(socket, &[Errno::ENODEV, Errno::EADDRNOTAVAIL])
     }
 }
 
@@ -219,7 +203,7 @@ impl Steps {
         self.batch.request(kind, flags, header)
     }
 
-    /// Names the NICs in their order. Those with other names are down.
+    /// Names the NICs in their order. They are down, all of them.
     fn rename(&mut self, nics: &[Nic]) {
         let wrong = |(at, nic): &(usize, &Nic)| nic.name != format!("eth{at}");
         let wrong: Vec<_> = nics.iter().enumerate().filter(wrong).collect();
@@ -234,9 +218,9 @@ impl Steps {
         }
     }
 
-    /// Brings a NIC up. It makes no link-local address of its own: that would be the one of the
-    /// hardware address that it has then, and tentative for a second.
-    fn bring_up(&mut self, index: u32, what: String) -> &mut Batch {
+    /// Brings a NIC up. It makes no link-local address of its own, which would be tentative for a
+    /// second.
+    fn set_up(&mut self, index: u32, interface: &Interface, addresses: &[Address]) {
         if *HAS_IPV6 {
             // On its own and ahead: the kernel looks at it last.
             let mode = attribute(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
@@ -246,12 +230,8 @@ impl Steps {
             let step = format!("make NIC {index} choose no address");
             self.step(step, libc::RTM_NEWLINK, 0, &header).attribute(libc::IFLA_AF_SPEC, &family);
         }
-        self.step(what, libc::RTM_NEWLINK, 0, &link_header(index, libc::IFF_UP as u32))
-    }
-
-    fn set_up(&mut self, index: u32, interface: &Interface, addresses: &[Address]) {
         let what = format!("bring up the NIC {} with MTU {}", mac(&interface.mac), interface.mtu);
-        self.bring_up(index, what)
+        self.step(what, libc::RTM_NEWLINK, 0, &link_header(index, libc::IFF_UP as u32))
             .attribute(libc::IFLA_ADDRESS, &interface.mac)
             .attribute(libc::IFLA_MTU, &interface.mtu.to_ne_bytes());
         for address in addresses {
@@ -273,7 +253,7 @@ impl Steps {
         }
     }
 
-    fn route(&mut self, verb: &str, kind: u16, flags: i32, index: u32, gateway: &[u8]) {
+    fn route(&mut self, index: u32, gateway: &[u8]) {
         let header = [
             family(gateway) as u8,
             0,
@@ -288,8 +268,8 @@ impl Steps {
             0,
             0,
         ];
-        let what = format!("{verb} the default route by {}", shown(gateway));
-        self.step(what, kind, flags, &header)
+        let what = format!("add the default route by {}", shown(gateway));
+        self.step(what, libc::RTM_NEWROUTE, CREATE, &header)
             .attribute(libc::RTA_OIF, &index.to_ne_bytes())
             .attribute(libc::RTA_GATEWAY, gateway);
     }
