@@ -33,6 +33,7 @@ mod args;
 mod confine;
 mod descriptors;
 mod error;
+mod ioctl;
 mod namespaces;
 mod notify;
 mod process;

@@ -2,15 +2,16 @@
 //!
 //! A deny list below the program's own filter (QEMU installs a stricter one by
 //! itself): it takes away what would reach kernel code that namespaces and
-//! landlock do not cover. A forbidden call answers `EPERM`, so a library that
-//! merely tries goes on. Calls of another ABI end the process: they would go
-//! round the numbers below.
+//! landlock do not cover. Of `ioctl` only the requests in [`ioctl`] are allowed.
+//! A forbidden call answers `EPERM`, so a library that merely tries goes on.
+//! Calls of another ABI end the process: they would go round the numbers below.
 
 use nix::libc::{self, c_long, sock_filter, sock_fprog};
 use rustix::io::Errno;
 
 use crate::args::{Args, Layer};
 use crate::error::{Error, Step};
+use crate::ioctl;
 use crate::process::last_errno;
 
 /// What is forbidden of a call.
@@ -20,8 +21,6 @@ enum When {
     FirstArgumentHas(u32),
     /// The first argument is none of these.
     FirstArgumentIsNot(&'static [u32]),
-    /// The second argument is this.
-    SecondArgumentIs(u32),
 }
 
 struct Rule {
@@ -36,22 +35,6 @@ const fn deny(call: c_long, reason: &'static str) -> Rule {
     Rule { call, when: When::Always, errno: libc::EPERM, reason }
 }
 
-const fn no_ioctl(request: u32, reason: &'static str) -> Rule {
-    let when = When::SecondArgumentIs(request);
-    Rule { call: libc::SYS_ioctl, when, errno: libc::EPERM, reason }
-}
-
-// Of a tap (linux/if_tun.h).
-const TUNSETIFF: u32 = 0x4004_54ca;
-const TUNSETPERSIST: u32 = 0x4004_54cb;
-const TUNSETOWNER: u32 = 0x4004_54cc;
-const TUNSETLINK: u32 = 0x4004_54cd;
-const TUNSETGROUP: u32 = 0x4004_54ce;
-const TUNATTACHFILTER: u32 = 0x4010_54d5;
-const TUNSETSTEERINGEBPF: u32 = 0x8004_54e0;
-const TUNSETFILTEREBPF: u32 = 0x8004_54e1;
-const TUNSETCARRIER: u32 = 0x4004_54e2;
-
 const NEW_NAMESPACES: u32 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUTS
@@ -65,7 +48,6 @@ const KEYS: &str = "keyrings are not covered by namespaces";
 const TRACE: &str = "reads and writes other processes' memory";
 const KERNEL: &str = "replaces or extends the kernel";
 const CLOCK: &str = "host-wide state";
-const TAP: &str = "changes a tap of the host by its descriptor alone, without any capability";
 const HANDLE: &str = "opens files by number, past the root";
 
 /// The filter, in the order in which it is evaluated.
@@ -136,18 +118,6 @@ const RULES: &[Rule] = &[
         errno: libc::EAFNOSUPPORT,
         reason: "vsock and others are not covered by the network namespace",
     },
-    no_ioctl(libc::TIOCSTI as u32, "types into a terminal"),
-    no_ioctl(libc::TIOCLINUX as u32, "types into a console"),
-    no_ioctl(TUNSETIFF, TAP),
-    no_ioctl(TUNSETPERSIST, TAP),
-    no_ioctl(TUNSETOWNER, TAP),
-    no_ioctl(TUNSETLINK, TAP),
-    no_ioctl(TUNSETGROUP, TAP),
-    no_ioctl(TUNATTACHFILTER, TAP),
-    no_ioctl(TUNSETSTEERINGEBPF, TAP),
-    no_ioctl(TUNSETFILTEREBPF, TAP),
-    no_ioctl(TUNSETCARRIER, TAP),
-    no_ioctl(libc::SIOCSIFHWADDR as u32, TAP),
     Rule {
         call: libc::SYS_personality,
         when: When::FirstArgumentIsNot(&[0, u32::MAX]),
@@ -186,8 +156,8 @@ const fn op(code: u16, jt: u8, jf: u8, k: u32) -> sock_filter {
 }
 
 /// The rules as a BPF program: each rule is a block that is skipped when the
-/// number differs, so that no jump is long.
-fn program() -> Vec<sock_filter> {
+/// number differs, so that no jump is long. With `kvm` KVM's requests are allowed.
+fn program(kvm: bool) -> Vec<sock_filter> {
     let mut program = vec![
         op(LOAD, 0, 0, ARCHITECTURE),
         op(EQUAL, 1, 0, AUDIT_ARCH),
@@ -198,11 +168,15 @@ fn program() -> Vec<sock_filter> {
         program.push(op(AT_LEAST, 0, 1, bit));
         program.push(op(RETURN, 0, 0, libc::SECCOMP_RET_KILL_PROCESS));
     }
-    for rule in RULES {
-        let block = block(rule);
-        program.push(op(EQUAL, 0, block.len() as u8, rule.call as u32));
+    let mut add = |call: c_long, block: Vec<sock_filter>| {
+        program.push(op(EQUAL, 0, block.len() as u8, call as u32));
         program.extend(block);
+    };
+    for rule in RULES {
+        add(rule.call, block(rule));
     }
+    let requests: Vec<u32> = ioctl::allowed(kvm).map(|(number, _)| *number).collect();
+    add(libc::SYS_ioctl, refuse_others(1, &requests, libc::EPERM));
     program.push(op(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW));
     program
 }
@@ -217,20 +191,22 @@ fn block(rule: &Rule) -> Vec<sock_filter> {
         When::FirstArgumentHas(bits) => {
             vec![op(LOAD, 0, 0, argument(0)), op(ANY_BIT, 0, 1, bits), refuse, reload]
         }
-        When::SecondArgumentIs(value) => {
-            vec![op(LOAD, 0, 0, argument(1)), op(EQUAL, 0, 1, value), refuse, reload]
-        }
-        When::FirstArgumentIsNot(allowed) => {
-            let mut block = vec![op(LOAD, 0, 0, argument(0))];
-            for (index, value) in allowed.iter().enumerate() {
-                // Past the remaining comparisons and the refusal.
-                let to_reload = (allowed.len() - index) as u8;
-                block.push(op(EQUAL, to_reload, 0, *value));
-            }
-            block.extend([refuse, reload]);
-            block
-        }
+        When::FirstArgumentIsNot(allowed) => refuse_others(0, allowed, rule.errno),
     }
+}
+
+/// Refuses a call whose argument is none of these; the kernel, too, looks at the low half alone
+/// of those that are compared here.
+fn refuse_others(index: u32, allowed: &[u32], errno: i32) -> Vec<sock_filter> {
+    let mut block = vec![op(LOAD, 0, 0, argument(index))];
+    for (at, value) in allowed.iter().enumerate() {
+        // Past the remaining comparisons and the refusal.
+        let to_reload = (allowed.len() - at) as u8;
+        block.push(op(EQUAL, to_reload, 0, *value));
+    }
+    let refuse = op(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | errno as u32);
+    block.extend([refuse, op(LOAD, 0, 0, NUMBER)]);
+    block
 }
 
 /// A program that asks the listener about `fallocate`, and about `openat` for
@@ -252,7 +228,7 @@ pub fn notifying() -> Vec<sock_filter> {
 
 /// Installs the filter; the last thing before the exec.
 pub fn install(args: &Args) -> Result<(), Error> {
-    let mut program = program();
+    let mut program = program(args.kvm);
     let filter = sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
     // SAFETY: the kernel copies `len` instructions from `filter`.
     let result = unsafe {
@@ -273,7 +249,7 @@ mod tests {
 
     /// Runs the program as the kernel would, on one call.
     fn verdict(number: u32, arguments: [u32; 2]) -> u32 {
-        execute(&program(), AUDIT_ARCH, number, &arguments)
+        execute(&program(false), AUDIT_ARCH, number, &arguments)
     }
 
     fn execute(program: &[sock_filter], architecture: u32, number: u32, arguments: &[u32]) -> u32 {
@@ -329,21 +305,55 @@ mod tests {
         let socket = libc::SYS_socket as u32;
         assert_eq!(verdict(socket, [libc::AF_UNIX as u32, 0]), allow);
         assert_ne!(verdict(socket, [libc::AF_VSOCK as u32, 0]), allow);
-        let ioctl = libc::SYS_ioctl as u32;
-        assert_eq!(verdict(ioctl, [0, libc::TIOCSTI as u32]), EPERM);
-        assert_eq!(verdict(ioctl, [0, libc::TIOCLINUX as u32]), EPERM);
-        assert_eq!(verdict(ioctl, [0, libc::FIONREAD as u32]), allow);
-        for request in [TUNSETPERSIST, TUNSETOWNER, TUNSETLINK, libc::SIOCSIFHWADDR as u32] {
-            assert_eq!(verdict(ioctl, [9, request]), EPERM, "{request:x}");
-        }
-        // What an emulator asks of its tap: features, offloads, the header's size.
-        for request in [0x8004_54cf, 0x4004_54d0, 0x4004_54d8] {
-            assert_eq!(verdict(ioctl, [9, request]), allow, "{request:x}");
-        }
         let personality = libc::SYS_personality as u32;
         assert_eq!(verdict(personality, [0, 0]), allow);
         assert_eq!(verdict(personality, [u32::MAX, 0]), allow);
         assert_eq!(verdict(personality, [0x0004_0000, 0]), EPERM);
+    }
+
+    /// Requests that a descriptor alone would allow.
+    #[test]
+    fn ioctl_is_allowed_by_number() {
+        let verdict = |kvm, request| {
+            execute(&program(kvm), AUDIT_ARCH, libc::SYS_ioctl as u32, &[9, request])
+        };
+        const KVM_RUN: u32 = 0xae80;
+        const KVM_SET_GUEST_DEBUG: u32 = 0x4048_ae9b;
+        // TUNSETIFF, -PERSIST, -OWNER, -LINK, -GROUP, TUNATTACHFILTER, TUNSETSTEERINGEBPF,
+        // TUNSETFILTEREBPF, TUNSETCARRIER, TUNSETQUEUE.
+        let tap = [
+            0x4004_54ca,
+            0x4004_54cb,
+            0x4004_54cc,
+            0x4004_54cd,
+            0x4004_54ce,
+            0x4010_54d5,
+            0x8004_54e0,
+            0x8004_54e1,
+            0x4004_54e2,
+            0x4004_54d9,
+        ];
+        let others = [
+            libc::SIOCSIFHWADDR,
+            libc::TIOCSTI,
+            libc::TIOCLINUX,
+            libc::FIONREAD,
+            libc::TCGETS,
+            libc::FICLONE,
+        ];
+        for request in tap.into_iter().chain(others.map(|request| request as u32)) {
+            assert_eq!(verdict(false, request), EPERM, "{request:x}");
+            assert_eq!(verdict(true, request), EPERM, "{request:x}");
+        }
+        for (request, name) in ioctl::allowed(true) {
+            assert_eq!(verdict(true, *request), libc::SECCOMP_RET_ALLOW, "{name}");
+        }
+        for (request, name) in ioctl::TAP {
+            assert_eq!(verdict(false, *request), libc::SECCOMP_RET_ALLOW, "{name}");
+        }
+        assert_eq!(verdict(false, KVM_RUN), EPERM, "no jail without /dev/kvm needs it");
+        assert_eq!(verdict(true, KVM_SET_GUEST_DEBUG), EPERM);
+        assert!(program(true).len() < 4096, "the kernel takes no more");
     }
 
     #[test]

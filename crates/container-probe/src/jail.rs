@@ -238,17 +238,27 @@ fn calls() -> Answer {
     Answer::of(through, format!("{} system calls refused by the filter", table.len()))
 }
 
-/// What a tap's descriptor alone could change of it, capability or not.
+/// What a tap's descriptor alone could change of it, capability or not: the jail's filter has to
+/// refuse each before the kernel looks at it.
 fn tap(fd: i32) -> Answer {
-    const PERSIST: libc::c_ulong = 0x4004_54cb;
-    const OWNER: libc::c_ulong = 0x4004_54cc;
-    const LINK: libc::c_ulong = 0x4004_54cd;
+    let requests: [(&str, libc::c_ulong, c_long); 9] = [
+        ("persistence", 0x4004_54cb, 0),
+        ("the owner", 0x4004_54cc, 0),
+        ("the link type", 0x4004_54cd, 1),
+        ("the group", 0x4004_54ce, 0),
+        ("the packet filter", 0x4010_54d5, 0),
+        ("the queue", 0x4004_54d9, 0),
+        ("steering", 0x8004_54e0, 0),
+        ("the carrier", 0x4004_54e2, 0),
+        ("what waits", libc::FIONREAD, 0),
+    ];
     let mut through = Vec::new();
-    let calls = [("persistence", PERSIST, 0), ("the owner", OWNER, 0), ("the link type", LINK, 1)];
-    for (what, request, argument) in calls {
-        // SAFETY: these take a number.
-        if unsafe { libc::ioctl(fd, request, argument as c_long) } == 0 {
-            through.push(format!("{what} of the tap can be set"));
+    for (what, request, argument) in requests {
+        // SAFETY: these take a number, or an address, which is null and hence refused.
+        match unsafe { libc::ioctl(fd, request, argument) } {
+            0.. => through.push(format!("{what} of the tap can be asked or set")),
+            _ if Errno::last() == Errno::EPERM => {}
+            _ => through.push(format!("{what} of the tap: {}", Errno::last())),
         }
     }
     let mut address = [0_u8; 40];
@@ -258,5 +268,8 @@ fn tap(fd: i32) -> Answer {
     if unsafe { libc::ioctl(fd, libc::SIOCSIFHWADDR, address.as_ptr()) } == 0 {
         through.push("the tap's address can be set".into());
     }
-    Answer::of(through, "persistence, owner, link type and address of the tap can't be set")
+    Answer::of(
+        through,
+        "persistence, owner, link, carrier, filters and address of the tap can't be set",
+    )
 }
