@@ -20,6 +20,7 @@ mod namespace;
 mod netlink;
 mod network;
 mod nft;
+mod parking;
 mod rules;
 mod survey;
 mod tap;
@@ -29,7 +30,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
@@ -39,13 +40,13 @@ use container_api::network::{
     Attachment, DEFAULT_NETWORK, Dropped, Egress, HostAccess, NetworkConfig, Protocol, Traffic,
 };
 use ipnet::IpNet;
-use netlink_packet_route::link::LinkAttribute;
 use tokio::sync::watch;
 
 use self::keeper::{Keeper, Keeping};
 use self::namespace::{Privilege, Worker, failed};
 use self::netlink::Netlink;
 use self::network::Network;
+use self::parking::Parking;
 pub use self::survey::Survey;
 use crate::wire;
 
@@ -106,11 +107,7 @@ struct Inner {
     networks: Mutex<BTreeMap<String, Up>>,
     /// One network comes up or goes at a time.
     changing: tokio::sync::Mutex<()>,
-    parking: tokio::sync::OnceCell<Worker<Netlink>>,
-    /// Taps that wait, and the network in whose namespace they do; `None`: that of the parking.
-    parked: Mutex<BTreeMap<String, Option<String>>>,
-    /// One of them is moved at a time.
-    moving: tokio::sync::Mutex<()>,
+    parking: Parking,
 }
 
 /// A network that is up.
@@ -139,9 +136,7 @@ impl Engine {
                 addresses: watch::Sender::default(),
                 networks: Mutex::default(),
                 changing: tokio::sync::Mutex::default(),
-                parking: tokio::sync::OnceCell::new(),
-                parked: Mutex::default(),
-                moving: tokio::sync::Mutex::default(),
+                parking: Parking::default(),
             }),
         })
     }
@@ -293,6 +288,7 @@ impl Engine {
 
     async fn take_down(&self, network: &str) -> Result<()> {
         let inner = &self.inner;
+        self.clear_taps(network).await;
         let Some(mut up) = lock(&inner.networks).remove(network) else { return Ok(()) };
         if let Some(keeper) = up.uplink.take() {
             let _ = keeper.stop.send(true);
@@ -307,91 +303,12 @@ impl Engine {
         result.map_err(|error| error.context(format!("cannot remove network {network}")))
     }
 
-    /// A tap on no network, with the name to ask for it by.
-    pub async fn park(&self) -> Result<(String, OwnedFd)> {
-        // A move between namespaces takes the kernel 20 ms, so it waits where it is likely needed.
-        let likely = self.inner.worker(DEFAULT_NETWORK).ok();
-        let place = likely.is_some().then(|| DEFAULT_NETWORK.to_owned());
-        let make = |netlink: &mut Netlink, known: Vec<String>| {
-            let links = netlink.links().map_err(failed("cannot list the taps that wait"))?;
-            let gone: Vec<String> =
-                known.into_iter().filter(|tap| !links.iter().any(|l| l.name == *tap)).collect();
-            let name = tap::name()?;
-            let descriptor = tap::make(&name)?;
-            Ok((name, descriptor, gone))
-        };
-        let here = |waits: &Option<String>| *waits == place;
-        let known: Vec<String> = {
-            let parked = lock(&self.inner.parked);
-            parked.iter().filter(|(_, waits)| here(waits)).map(|(name, _)| name.clone()).collect()
-        };
-        let (name, descriptor, gone) = match likely {
-            Some(worker) => worker.run(move |there| make(&mut there.netlink, known)).await?,
-            None => self.parking().await?.run(move |netlink| make(netlink, known)).await?,
-        };
-        // Those whose VMs ended without asking for a network.
-        lock(&self.inner.parked).retain(|name, _| !gone.contains(name));
-        lock(&self.inner.parked).insert(name.clone(), place);
-        Ok((name, descriptor))
-    }
-
-    /// Moves a tap that waits to a network's namespace. One that an earlier service made may be
-    /// there.
-    async fn unpark(&self, tap: &str, network: &str) -> Result<()> {
-        let place = lock(&self.inner.parked).remove(tap);
-        let place = place.unwrap_or_else(|| Some(network.to_owned()));
-        let namespace = self.handles(network)?.network;
-        let tap = tap.to_owned();
-        match place {
-            Some(place) if place == network => Ok(()),
-            Some(place) => {
-                let worker = self.inner.worker(&place)?;
-                worker.run(move |there| move_tap(&mut there.netlink, &tap, &namespace)).await
-            }
-            None => {
-                let parking = self.parking().await?;
-                parking.run(move |netlink| move_tap(netlink, &tap, &namespace)).await
-            }
-        }
-    }
-
-    /// Brings the taps that wait to the network that they are likely for.
-    async fn gather(&self) {
-        let waiting: Vec<String> = {
-            let parked = lock(&self.inner.parked);
-            let elsewhere = parked.iter().filter(|(_, place)| place.is_none());
-            elsewhere.map(|(name, _)| name.clone()).collect()
-        };
-        for name in waiting {
-            let _guard = self.inner.moving.lock().await;
-            if lock(&self.inner.parked).get(&name) != Some(&None) {
-                continue; // wanted meanwhile
-            }
-            // Else its descriptor was closed.
-            if self.unpark(&name, DEFAULT_NETWORK).await.is_ok() {
-                let place = Some(DEFAULT_NETWORK.to_owned());
-                lock(&self.inner.parked).insert(name, place);
-            }
-        }
-    }
-
-    async fn parking(&self) -> Result<&Worker<Netlink>> {
-        let start = || {
-            Worker::start("parking", None, || {
-                network::settings()?;
-                Netlink::open().map_err(failed("cannot configure the taps that wait"))
-            })
-        };
-        self.inner.parking.get_or_try_init(start).await
-    }
-
     /// Puts a container on a network, all or nothing: its tap (the parked one, else a new one,
     /// whose descriptor is the answer), neighbours and rules. When it fails, the parked tap is gone
     /// too.
     pub async fn attach(&self, network: &str, port: &Port) -> Result<Option<OwnedFd>> {
         let worker = self.inner.worker(network)?;
         if let Some(tap) = &port.tap {
-            let _guard = self.inner.moving.lock().await;
             self.unpark(tap, network).await?;
         }
         let port = port.clone();
@@ -515,15 +432,6 @@ impl Engine {
         }
         result.and(self.inner.end_strays())
     }
-}
-
-/// Moves a tap to its network's namespace.
-fn move_tap(there: &mut Netlink, tap: &str, namespace: &OwnedFd) -> Result<()> {
-    let link = there.link(tap).map_err(failed(format!("cannot find tap {tap}")))?;
-    let index = link.ok_or_else(|| ApiError::not_found(format!("tap {tap} is gone")))?.index;
-    let to = LinkAttribute::NetNsFd(namespace.as_raw_fd());
-    let moved = there.apply(vec![netlink::set_link(index, vec![to])]);
-    moved.map_err(failed(format!("cannot move tap {tap} to its network")))
 }
 
 fn not_up(network: &str) -> ApiError {

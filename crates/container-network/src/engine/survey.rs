@@ -24,7 +24,7 @@ impl Engine {
     /// What is in a network's namespace; `None` while it is not up.
     pub async fn survey(&self, network: &str) -> Result<Option<Survey>> {
         let Ok(worker) = self.inner.worker(network) else { return Ok(None) };
-        let waiting: Vec<String> = lock(&self.inner.parked).keys().cloned().collect();
+        let waiting = self.inner.parking.waiting();
         let survey = worker.run(move |network| network.survey(&waiting)).await;
         survey.map(Some)
     }

@@ -32,7 +32,8 @@ const MAX_ID: usize = 128;
 impl<K: Kernel> Core<K> {
     /// See [`container_api::network::Request::Park`].
     pub async fn park(self: &Arc<Self>) -> Result<(Parked, OwnedFd)> {
-        let (tap, fd) = self.kernel.park().await?;
+        let likely = locked(&self.likely).clone();
+        let (tap, fd) = self.kernel.park(&likely).await?;
         if !self.parked.swap(true, std::sync::atomic::Ordering::SeqCst) {
             // Whoever takes that VM finds its network up.
             let core = self.clone();
@@ -67,7 +68,12 @@ impl<K: Kernel> Core<K> {
         }
         let record = self.reserve(&request, &bound)?;
         match self.carry_out(&record, request.parked, bound).await {
-            Ok(taps) => Ok((self.attached(&record), taps)),
+            Ok(taps) => {
+                if let Some(first) = record.attachments.first() {
+                    locked(&self.likely).clone_from(&first.network);
+                }
+                Ok((self.attached(&record), taps))
+            }
             Err(error) => {
                 if let Err(after) = self.take_back(&request.container).await {
                     tracing::error!(container = request.container, error = %after, "taking back");

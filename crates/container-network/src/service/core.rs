@@ -57,8 +57,10 @@ pub struct Core<K> {
     pub(super) for_host: AsyncMutex<Option<Arc<Carrier>>>,
     /// Held while the default network finds its place and comes up.
     pub(super) rising: AsyncMutex<()>,
-    /// Whether VMs wait that will want the default network.
+    /// Whether VMs wait that will want a network.
     pub(super) parked: AtomicBool,
+    /// Which one they will most likely want: the one that was joined last.
+    pub(super) likely: Mutex<String>,
     /// What was denied, and is told to the audit trail.
     pub(super) denied: Denied,
     /// The service is to end.
@@ -99,6 +101,7 @@ impl<K: Kernel> Core<K> {
             for_host: AsyncMutex::default(),
             rising: AsyncMutex::default(),
             parked: AtomicBool::new(false),
+            likely: Mutex::new(DEFAULT_NETWORK.to_owned()),
             denied,
             shutdown: Notify::new(),
         }))
@@ -313,8 +316,9 @@ impl<K: Kernel> Core<K> {
         for net in all {
             let activity = *locked(&net.activity);
             let idle = activity.idle_since.is_none_or(|since| since.elapsed() >= linger);
-            // A VM that waits has no network yet, and will want this one at once.
-            let awaited = net.config.id == DEFAULT_NETWORK && self.parked.load(Ordering::SeqCst);
+            // A VM that waits has no network yet, and will want one of these at once.
+            let may = net.config.id == DEFAULT_NETWORK || net.config.id == *locked(&self.likely);
+            let awaited = may && self.parked.load(Ordering::SeqCst);
             if activity.up
                 && idle
                 && !awaited

@@ -21,7 +21,7 @@ pub trait Kernel: Send + Sync + 'static {
         existing: Option<OwnedFd>,
     ) -> impl Future<Output = Result<()>> + Send;
     fn remove(&self, network: &str) -> impl Future<Output = Result<()>> + Send;
-    fn park(&self) -> impl Future<Output = Result<(String, OwnedFd)>> + Send;
+    fn park(&self, likely: &str) -> impl Future<Output = Result<(String, OwnedFd)>> + Send;
     fn attach(
         &self,
         network: &str,
@@ -63,8 +63,8 @@ impl Kernel for Engine {
         Engine::remove(self, network).await
     }
 
-    async fn park(&self) -> Result<(String, OwnedFd)> {
-        Engine::park(self).await
+    async fn park(&self, likely: &str) -> Result<(String, OwnedFd)> {
+        Engine::park(self, likely).await
     }
 
     async fn attach(&self, network: &str, port: &Port) -> Result<Option<OwnedFd>> {

@@ -358,13 +358,13 @@ pub fn host_access(away: &Away) {
 pub fn parked(away: &Away) {
     let setup = Setup::new(away);
     let net = config("default", 64, Mode::Nat);
-    let early = setup.runtime.block_on(setup.engine.park()).expect("a tap");
+    let early = setup.runtime.block_on(setup.engine.park("default")).expect("a tap");
     setup.network(&net);
     let port_e = container_network::engine::Port { tap: Some(early.0), ..port(&net, "e", 9) };
     setup.runtime.block_on(setup.engine.attach("default", &port_e)).expect("attaching");
     let e = Stack::new(Raw::new(early.1, &port_e), &net);
     assert!(reaches(&e, BEYOND[0], 80).is_some());
-    let (name, tap) = setup.runtime.block_on(setup.engine.park()).expect("a tap");
+    let (name, tap) = setup.runtime.block_on(setup.engine.park("default")).expect("a tap");
     let port = container_network::engine::Port { tap: Some(name), ..port(&net, "a", 2) };
     let attached = setup.runtime.block_on(setup.engine.attach("default", &port));
     assert!(attached.expect("attaching").is_none());
@@ -373,17 +373,31 @@ pub fn parked(away: &Away) {
     // One that waits where it isn't needed, and one that is gone.
     let other = config("other", 66, Mode::Nat);
     setup.network(&other);
-    let (name, tap) = setup.runtime.block_on(setup.engine.park()).expect("a tap");
+    let (name, tap) = setup.runtime.block_on(setup.engine.park("default")).expect("a tap");
     let port_b = container_network::engine::Port { tap: Some(name), ..self::port(&other, "b", 3) };
     setup.runtime.block_on(setup.engine.attach("other", &port_b)).expect("attaching");
     let b = Stack::new(Raw::new(tap, &port_b), &other);
     assert!(reaches(&b, BEYOND[0], 80).is_some());
-    let (name, tap) = setup.runtime.block_on(setup.engine.park()).expect("a tap");
+    let (name, tap) = setup.runtime.block_on(setup.engine.park("default")).expect("a tap");
     drop(tap);
     let port = container_network::engine::Port { tap: Some(name), ..self::port(&net, "c", 4) };
     let refused = setup.runtime.block_on(setup.engine.attach("default", &port));
     let error = refused.expect_err("refused");
     assert_eq!(error.code, container_api::ErrorCode::NotFound, "{error}");
+    // One waits where it was likely needed, and stays when that network goes.
+    let third = config("third", 67, Mode::Nat);
+    setup.network(&third);
+    let (name, tap) = setup.runtime.block_on(setup.engine.park("third")).expect("a tap");
+    let links = || {
+        let namespace = setup.engine.handles("third").expect("handles").network;
+        within(&namespace, || sh("ip -br link"))
+    };
+    assert!(links().contains(&name), "{}", links());
+    setup.runtime.block_on(setup.engine.remove("third")).expect("removing");
+    let port_d = container_network::engine::Port { tap: Some(name), ..self::port(&net, "d", 5) };
+    setup.runtime.block_on(setup.engine.attach("default", &port_d)).expect("attaching");
+    let d = Stack::new(Raw::new(tap, &port_d), &net);
+    assert!(reaches(&d, BEYOND[0], 80).is_some());
     setup.end();
 }
 
@@ -636,7 +650,8 @@ pub fn figures(away: &Away) {
         let (mut attach, mut detach) = (Vec::new(), Vec::new());
         for number in 10..30 {
             let mut port = port(&net, "measured", number);
-            let spare = parked.then(|| setup.runtime.block_on(setup.engine.park()).expect("a tap"));
+            let spare = parked
+                .then(|| setup.runtime.block_on(setup.engine.park("default")).expect("a tap"));
             port.tap = spare.as_ref().map(|(name, _)| name.clone());
             let begin = Instant::now();
             let tap = setup.runtime.block_on(setup.engine.attach("default", &port));

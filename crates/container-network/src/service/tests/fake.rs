@@ -105,9 +105,9 @@ impl Kernel for World {
         Ok(())
     }
 
-    async fn park(&self) -> Result<(String, OwnedFd)> {
+    async fn park(&self, likely: &str) -> Result<(String, OwnedFd)> {
         *locked(&self.parked) += 1;
-        Ok((format!("spare{}", locked(&self.parked)), any_descriptor()?))
+        Ok((format!("spare{}-{likely}", locked(&self.parked)), any_descriptor()?))
     }
 
     async fn attach(&self, network: &str, port: &Port) -> Result<Option<OwnedFd>> {

@@ -272,6 +272,24 @@ async fn parked_taps_are_used_and_bring_the_default_network_up() {
 }
 
 #[tokio::test]
+async fn a_vm_that_waits_will_likely_want_the_network_that_was_joined_last() {
+    let (world, directory) = (World::default(), tempfile::tempdir().unwrap());
+    let core = service(&world, directory.path()).await;
+    assert_eq!(core.park().await.unwrap().0.tap, "spare1-default");
+    for name in ["app", "other"] {
+        core.create(&create(name)).unwrap();
+        core.attach(attach(name, on(&[name, "default"]))).await.unwrap();
+        core.detach(name).await.unwrap();
+    }
+    assert_eq!(core.park().await.unwrap().0.tap, "spare2-other");
+    core.tidy(Duration::ZERO).await;
+    let up = |name| locked(&locked(&core.state).network(name).unwrap().activity).up;
+    assert_eq!(["default", "other", "app"].map(up), [true, true, false]);
+    core.delete(&["other".to_owned()], &[]).await.unwrap();
+    core.tidy(Duration::ZERO).await;
+}
+
+#[tokio::test]
 async fn domains_of_the_host() {
     let (world, directory) = (World::default(), tempfile::tempdir().unwrap());
     let core = service(&world, directory.path()).await;
