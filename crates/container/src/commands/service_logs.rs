@@ -1,5 +1,7 @@
-//! `system logs`: the JSON lines of the services and of the containers' helpers, in the order of
-//! their times.
+//! `system logs`: the JSON lines of the services and of the containers' helpers, and what the
+//! system's journal has of them, in the order of their times.
+
+mod journal;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,6 +19,7 @@ use crate::args::system::Logs;
 use crate::failure::{Failure, Outcome, print};
 use crate::predicate::{Field, Predicate};
 use crate::session::Session;
+use journal::Journal;
 
 /// Longest line that is read whole; what is longer is cut there.
 const MAX_LINE: u64 = 1 << 20;
@@ -33,8 +36,12 @@ pub async fn logs(session: &Session, args: &Logs) -> Outcome {
     let root = session.root();
     let since = SystemTime::now().checked_sub(args.last).unwrap_or(SystemTime::UNIX_EPOCH);
     let mut reader = Reader::default();
+    let mut journal = Journal::open(root, since, args.follow);
     loop {
         let mut lines = Vec::new();
+        if let Some(journal) = &mut journal {
+            journal.take(&mut lines).await;
+        }
         for (path, service, container) in
             files(root).map_err(|e| Failure::io(root.path().display(), e))?
         {
