@@ -13,20 +13,30 @@ use crate::bench::ready;
 use crate::bench::starts::{Pairs, pairs};
 use crate::workspace::step;
 
-/// From a spare and from a template.
+/// What a container is on when nothing is said.
+const DEFAULT: &str = "default";
+
+/// From a spare, on the default network and on another, which was then joined last: that is where
+/// a spare's tap waits. From a template, on the default network.
 pub fn attach(bench: &Bench<'_>) -> Result<Vec<Figure>> {
-    let ways =
-        [("a spare", "runtime.spare = 1\n", true), ("a template", "runtime.spare = 0\n", false)];
+    let (spare, none) = ("runtime.spare = 1\n", "runtime.spare = 0\n");
+    let ways = [
+        ("a spare", spare, DEFAULT),
+        ("a spare, on another network", spare, NETWORK),
+        ("a template", none, DEFAULT),
+    ];
     let mut figures = Vec::new();
-    for (name, config, spare) in ways {
+    for (name, config, network) in ways {
         step(format!("starts from {name}, with and without a network"));
         let site = Site::new(config);
         ready::template(&site.it, busybox::NAME)?;
+        // The network is up, and where the next spare's tap waits.
+        start(&site, network)?;
         let Pairs { with, without, added } = pairs(bench, |networked| {
-            ready::rest(&site.it, spare)?;
-            start(&site, if networked { NETWORK } else { "none" })
+            ready::rest(&site.it, config == spare)?;
+            start(&site, if networked { network } else { "none" })
         })?;
-        let name = format!("`run --rm --network NAME` from {name}");
+        let name = format!("`run --rm` from {name}");
         figures.push(
             Figure::new(name.clone(), "ms", with, Promise::Stated)
                 .against("--network none", without),
