@@ -70,8 +70,16 @@ impl Network {
         self.first = nics.ok().and_then(|nics| nics.into_iter().next());
     }
 
-    /// Has the NICs be as the request says and as no former one did.
+    /// Has the NICs be as the request says and as no former one did. A kernel without IPv6 gets
+    /// what there is of IPv4.
     pub fn configure(&mut self, request: &ConfigureNetwork) -> Result<(), Failure> {
+        match *HAS_IPV6 {
+            true => self.set_up(request),
+            false => self.set_up(&ipv4_of(request)),
+        }
+    }
+
+    fn set_up(&mut self, request: &ConfigureNetwork) -> Result<(), Failure> {
         let socket = Socket::open().internal("open a netlink socket")?;
         self.undo(&socket)?;
         // Until all is done, nobody knows what it is called.
@@ -115,6 +123,16 @@ impl Network {
         }
         steps.take(socket, &[Errno::ENODEV, Errno::EADDRNOTAVAIL])
     }
+}
+
+/// A request without what only IPv6 needs.
+fn ipv4_of(request: &ConfigureNetwork) -> ConfigureNetwork {
+    let mut request = request.clone();
+    for interface in &mut request.interfaces {
+        interface.addresses.retain(|address| family(&address.ip) == libc::AF_INET);
+        interface.gateways.retain(|gateway| family(gateway) == libc::AF_INET);
+    }
+    request
 }
 
 /// The NICs of a request, waited for.

@@ -95,6 +95,14 @@ fn nics_are_as_the_last_request_says() {
     let addresses = ip("-o address show dev eth0");
     assert!(addresses.contains("10.0.7.2/24") && addresses.contains("fe80::ff:fe00:7/64"));
 
+    // As where the kernel has no IPv6.
+    let mut both = interface(4);
+    both.gateways = vec![vec![10, 0, 4, 1], both.addresses[1].ip.clone()];
+    network.set_up(&ipv4_of(&ConfigureNetwork { interfaces: vec![both] })).unwrap();
+    assert!(ip("-4 -o address show dev eth0").contains("10.0.4.2/24"));
+    assert_eq!(ip("-6 -o address show dev eth0") + &ip("-6 route show default"), "");
+    assert!(ip("route show default").starts_with("default via 10.0.4.1 dev eth0"));
+
     // What can't be is told with its reason, and undone by the next request.
     let mut lost = interface(1);
     lost.gateways = vec![vec![192, 0, 2, 1]];
