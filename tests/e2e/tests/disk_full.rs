@@ -4,7 +4,9 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use e2e::{Installation, Output, busybox, processes};
+use e2e::serve::{Manners, Serve};
+use e2e::{Image, Installation, Layer, Output, busybox, processes};
+use rustix::process::Signal;
 
 /// What the small disk holds.
 const DISK: &str = "size=64m,mode=755";
@@ -55,6 +57,38 @@ impl Small {
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, BALLAST)
             .expect("the ballast");
     }
+
+    /// Takes all the space that is left; the same file.
+    fn fill(&self) {
+        use std::io::Write;
+        let mut file = std::fs::File::create(self.ballast()).expect("the ballast");
+        for block in [1 << 20, 4096, 1] {
+            while file.write_all(&vec![1; block]).is_ok() {}
+        }
+    }
+
+    fn empty(&self) {
+        std::fs::remove_file(self.ballast()).expect("remove the ballast");
+    }
+}
+
+/// An image that is served, with a layer that does not compress.
+fn served(folder: &std::path::Path) -> Serve {
+    std::fs::create_dir(folder).expect("a folder");
+    let noise: Vec<u8> =
+        (0..2 << 20).map(|n: u32| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let layers = vec![Layer::build(|entries| _ = entries.file("noise", 0o644, &noise))];
+    let image = Image::new("served:1", layers, serde_json::json!({}));
+    image.write_layout(folder).expect("a layout");
+    Serve::start(folder, Manners::default())
+}
+
+/// It was refused in one line that says why.
+#[track_caller]
+fn is_refused(output: &Output) {
+    assert_eq!(output.code, Some(125), "{output:?}");
+    assert_eq!(output.errors().trim_end().lines().count(), 1, "{output:?}");
+    assert!(output.errors().to_lowercase().contains("no space left"), "{output:?}");
 }
 
 #[test]
@@ -115,4 +149,60 @@ fn a_full_disk_is_told_to_who_writes_and_is_over_when_there_is_space() {
         small.exec(container, &go_on).ok().prints("kept\non");
     }
     it.run(["volume", "create", "more"]).ok();
+}
+
+/// The service finds no space for a byte: what would be done is refused with the reason, nothing is
+/// lost or left, also when the service dies meanwhile, and all works when there is space again.
+#[test]
+fn every_operation_may_find_the_disk_full() {
+    let small = Small::new();
+    let it = &small.it;
+    let server = served(&it.scratch().join("served"));
+    let pulled = server.reference("served:1");
+    it.run(["volume", "create", "data"]).ok();
+    for name in ["first", "second"] {
+        it.run(["create", "--name", name, "-v", "data:/data", "busybox", "sleep", "100000"]).ok();
+    }
+    it.run(["start", "first"]).ok();
+    small.exec("first", "echo kept >/data/kept; sync").ok();
+    let operations: [&[&str]; 9] = [
+        &["create", "--name", "third", "busybox", "true"],
+        &["run", "--name", "third", "busybox", "true"],
+        &["start", "second"],
+        &["image", "pull", &pulled],
+        &["image", "tag", "busybox", "other"],
+        &["commit", "first", "committed"],
+        &["volume", "create", "more"],
+        &["network", "create", "more"],
+        &["exec", "first", "true"],
+    ];
+    small.fill();
+    for words in operations {
+        is_refused(&it.run(words));
+    }
+    // What only reads goes on.
+    it.run(["list", "--all"]).ok().has("first").has("second");
+    it.run(["volume", "list"]).ok().has("data");
+    it.run(["image", "list"]).ok().has("busybox");
+    processes::kill(it.apiserver_pid(), Signal::KILL);
+    for words in operations {
+        let output = it.run(words);
+        assert_eq!(output.code, Some(125), "{output:?}");
+        assert!(!output.errors().contains("panicked"), "{output:?}");
+    }
+    small.empty();
+    it.comes_to_rest("a full disk");
+    assert_eq!(it.status("first").as_deref(), Some("running"));
+    assert_eq!(it.status("second").as_deref(), Some("created"));
+    assert_eq!(it.status("third"), None);
+    small.exec("first", "cat /data/kept").ok().prints("kept");
+    it.run(["stop", "-t", "0", "first"]).ok();
+    for words in
+        [&["start", "second"][..], &["image", "pull", &pulled], &["volume", "create", "more"]]
+    {
+        it.run(words).ok();
+    }
+    small.exec("second", "cat /data/kept").ok().prints("kept");
+    it.run(["system", "check", "--state", "--deep"]).ok();
+    it.run(["system", "audit", "verify"]).ok();
 }
