@@ -121,10 +121,12 @@ pub async fn update(container: &Container, wanted: Resources) -> Result<(), ApiE
     })
 }
 
-/// How the balloon is to move before it is let go again, and how long that may take.
-const RECLAIM_LIMIT: Duration = Duration::from_secs(5);
+/// Longest that the balloon may go on before it is let go again.
+const RECLAIM_LIMIT: Duration = Duration::from_secs(20);
 const RECLAIM_STEP: Duration = Duration::from_millis(100);
-/// A balloon that moves by less than this in a step has what it can get, in bytes.
+/// A balloon that has moved by less than [`MOVED`] bytes for so long has what it can get. A guest
+/// that drops its cache on a busy host stands still for a while before it goes on.
+const STANDSTILL: Duration = Duration::from_secs(2);
 const MOVED: u64 = 2 << 20;
 
 /// Has the guest give back what it can do without: the balloon takes all but what the container
@@ -147,22 +149,25 @@ pub async fn reclaim(container: &Container) -> Result<(), ApiError> {
     }
     load_drivers(container).await?;
     container.port.balloon(target).await?;
-    let end = Instant::now() + RECLAIM_LIMIT;
-    let mut last = u64::MAX;
-    let waited = async {
-        while Instant::now() < end {
-            let now = memory(container).await?;
-            if now <= target || last.saturating_sub(now) < MOVED {
-                break;
-            }
-            last = now;
-            tokio::time::sleep(RECLAIM_STEP).await;
-        }
-        Ok(())
-    };
-    let waited: Result<(), ApiError> = waited.await;
+    let waited = shrink(container, target).await;
     container.port.balloon(allowed).await?;
-    waited
+    let left = waited?;
+    tracing::info!(target_mib = target >> 20, reached_mib = left >> 20, "memory was given back");
+    Ok(())
+}
+
+/// Waits until the guest's memory is down to `target` bytes, or stands still; what it is then.
+async fn shrink(container: &Container, target: u64) -> Result<u64, ApiError> {
+    let begun = Instant::now();
+    let (mut least, mut moved) = (memory(container).await?, begun);
+    while least > target && begun.elapsed() < RECLAIM_LIMIT && moved.elapsed() < STANDSTILL {
+        tokio::time::sleep(RECLAIM_STEP).await;
+        let now = memory(container).await?;
+        if least.saturating_sub(now) >= MOVED {
+            (least, moved) = (now, Instant::now());
+        }
+    }
+    Ok(least)
 }
 
 /// What a guest keeps whose container holds `held` bytes.

@@ -33,7 +33,7 @@ use crate::{setup, throwaway};
 /// For the boot: with the least priority on a busy host it takes long.
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
 /// For the balloon, each way.
-const BALLOON_LIMIT: Duration = Duration::from_secs(30);
+const BALLOON_LIMIT: Duration = Duration::from_secs(120);
 const BALLOON_STEP: Duration = Duration::from_millis(100);
 /// A balloon that has not moved for so long moves no more.
 const BALLOON_REST: Duration = Duration::from_secs(2);

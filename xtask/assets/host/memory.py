@@ -53,6 +53,8 @@ class Shortage:
 def a_short_host_gives_up_spares_takes_back_memory_and_refuses_starts():
     """Spares go, guests give page cache back, starts are refused; the kernel kills nobody."""
     container("run", "--rm", "busybox", "true").ok()
+    # A template that is made beside it would slow it down beyond measure.
+    until("a spare", _spares)
     container("run", "-d", "--name", "cache", "busybox", "sleep", "100000").ok()
     container("exec", "cache", "sh", "-c",
               f"dd if=/dev/zero of=/root/f bs=1M count={CACHE_MIB} && sync").ok()

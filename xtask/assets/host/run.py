@@ -56,7 +56,8 @@ def evidence():
     """What helps to understand a failure."""
     host.say(host.subprocess.run(
         "journalctl --no-pager --quiet --lines 40 --output short-monotonic;"
-        "tail -n 20 /home/tester/.local/share/container/logs/*.log /var/lib/container/logs/*.log",
+        "tail -n 20 /home/tester/.local/share/container/logs/*.log /var/lib/container/logs/*.log"
+        " /home/tester/.local/share/container/containers/*/runtime.log",
         shell=True, capture_output=True).stdout.decode(errors="replace"))
 
 
