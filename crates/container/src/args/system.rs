@@ -110,6 +110,9 @@ pub struct Logs {
     /// Lines of all levels that the services write, also with --info
     #[arg(long)]
     pub debug: bool,
+    /// Send the lines to an OpenTelemetry collector instead of showing them (http://localhost:4318)
+    #[arg(long, value_name = "URL")]
+    pub otlp: Option<String>,
 }
 
 /// `system dns …`.

@@ -2,6 +2,7 @@
 //! system's journal has of them, in the order of their times.
 
 mod journal;
+mod otlp;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,15 +21,18 @@ use crate::failure::{Failure, Outcome, print};
 use crate::predicate::{Field, Predicate};
 use crate::session::Session;
 use journal::Journal;
+use otlp::Collector;
 
 /// Longest line that is read whole; what is longer is cut there.
 const MAX_LINE: u64 = 1 << 20;
 /// How often `--follow` looks for more.
 const PERIOD: Duration = Duration::from_millis(200);
 
-/// Prints what was logged in the last minutes, and with `--follow` what comes.
+/// Prints, or sends to a collector, what was logged in the last minutes, and with `--follow` what
+/// comes.
 pub async fn logs(session: &Session, args: &Logs) -> Outcome {
     let predicate = args.predicate.as_deref().map(Predicate::parse).transpose()?;
+    let collector = args.otlp.as_deref().map(Collector::parse).transpose()?;
     let wanted = |line: &Line| {
         let level = args.debug || !matches!(line.level.as_str(), "DEBUG" | "TRACE");
         level && predicate.as_ref().is_none_or(|predicate| line.satisfies(predicate))
@@ -52,8 +56,13 @@ pub async fn logs(session: &Session, args: &Logs) -> Outcome {
         lines.retain(|line| line.at.is_none_or(|at| at.0 >= since) && wanted(line));
         // Stable: lines without a time stay behind those of the same file.
         lines.sort_by_key(|line| line.order);
-        let text: String = lines.iter().map(|line| line.text.as_str()).collect();
-        print(&text)?;
+        match &collector {
+            Some(collector) => collector.send(&lines).await?,
+            None => {
+                let text: String = lines.iter().map(|line| line.text.as_str()).collect();
+                print(&text)?;
+            }
+        }
         if !args.follow {
             return Ok(0);
         }
