@@ -1,8 +1,8 @@
 //! Namespaces, bridges, taps, rules and uplinks: what the kernel is told.
 //!
 //! Each network has a thread that lives in its namespace and does everything there
-//! ([`namespace::Worker`] with a [`network::Network`]); one more has the taps that wait for a
-//! network. The process itself stays in the host's network namespace, where an uplink's `pasta` is
+//! ([`namespace::Worker`] with a [`network::Network`]). Taps that wait for a network are in one of
+//! these or in one more ([`parking`]). The process itself stays in the host's network namespace, where an uplink's `pasta` is
 //! started and the host's addresses are watched.
 //!
 //! ```text
@@ -21,7 +21,9 @@ mod netlink;
 mod network;
 mod nft;
 mod parking;
+mod ports;
 mod rules;
+mod surroundings;
 mod survey;
 mod tap;
 mod uplink;
@@ -29,16 +31,14 @@ mod uplink;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use container_api::error::{ApiError, ErrorCode, Result};
-use container_api::network::{
-    Attachment, DEFAULT_NETWORK, Dropped, Egress, HostAccess, NetworkConfig, Protocol, Traffic,
-};
+use container_api::network::{Attachment, DEFAULT_NETWORK, Egress, HostAccess, NetworkConfig};
 use ipnet::IpNet;
 use tokio::sync::watch;
 
@@ -48,7 +48,6 @@ use self::netlink::Netlink;
 use self::network::Network;
 use self::parking::Parking;
 pub use self::survey::Survey;
-use crate::wire;
 
 /// A network as its namespace is made.
 #[derive(Clone, Debug)]
@@ -155,7 +154,7 @@ impl Engine {
         // Before the first look, so that no change is missed.
         let changes = host::Changes::open().map_err(failed("cannot watch the host's addresses"))?;
         inner.look()?;
-        tokio::spawn(follow(changes, Arc::downgrade(inner)));
+        tokio::spawn(surroundings::follow(changes, Arc::downgrade(inner)));
         Ok(())
     }
 
@@ -303,81 +302,6 @@ impl Engine {
         result.map_err(|error| error.context(format!("cannot remove network {network}")))
     }
 
-    /// Puts a container on a network, all or nothing: its tap (the parked one, else a new one,
-    /// whose descriptor is the answer), neighbours and rules. When it fails, the parked tap is gone
-    /// too.
-    pub async fn attach(&self, network: &str, port: &Port) -> Result<Option<OwnedFd>> {
-        let worker = self.inner.worker(network)?;
-        if let Some(tap) = &port.tap {
-            self.unpark(tap, network).await?;
-        }
-        let port = port.clone();
-        worker.run(move |network| network.attach(&port)).await
-    }
-
-    /// Takes over a container that a survivor's namespace already has: makes its rules what `port`
-    /// says and remembers it. Answer: whether its tap was there; if not, nothing is done.
-    pub async fn adopt(&self, network: &str, port: &Port) -> Result<bool> {
-        let port = port.clone();
-        self.inner.worker(network)?.run(move |network| network.adopt(&port)).await
-    }
-
-    /// The containers on a network, those of a survivor's namespace included.
-    pub async fn containers(&self, network: &str) -> Result<Vec<String>> {
-        self.inner.worker(network)?.run(|network| Ok(network.containers())).await
-    }
-
-    /// Takes a container off a network, its tap too. One that isn't there is no error.
-    pub async fn detach(&self, network: &str, container: &str) -> Result<()> {
-        let Ok(worker) = self.inner.worker(network) else { return Ok(()) };
-        let container = container.to_owned();
-        worker.run(move |network| network.detach(&container)).await
-    }
-
-    /// Lets a container reach the addresses of a name, for a while.
-    pub async fn pin(&self, network: &str, pin: &wire::Pin) -> Result<()> {
-        let pin = pin.clone();
-        self.inner.worker(network)?.run(move |network| network.pin(&pin)).await
-    }
-
-    /// Where packets of a container to the host's ports (its [`Port::host_access`]) at the gateway
-    /// go: ports of the namespace where a forwarder listens (on the gateway's addresses or any).
-    /// TCP port 0 leads nowhere. Nobody can ask which port a redirected datagram was sent to, so
-    /// UDP has a forwarder's port for each of the host's.
-    pub async fn host_redirect(
-        &self,
-        network: &str,
-        container: &str,
-        tcp_port: u16,
-        udp_ports: &BTreeMap<u16, u16>,
-    ) -> Result<()> {
-        let (container, udp_ports) = (container.to_owned(), udp_ports.clone());
-        let worker = self.inner.worker(network)?;
-        worker.run(move |network| network.host_redirect(&container, tcp_port, &udp_ports)).await
-    }
-
-    /// Replaces [`NetworkPlan::localhost`] of all networks that are up.
-    pub async fn localhost(&self, addresses: &[Ipv4Addr]) -> Result<()> {
-        for (name, worker) in self.inner.workers() {
-            let addresses = addresses.to_vec();
-            let told = worker.run(move |network| network.set_localhost(&addresses)).await;
-            told.map_err(|error| error.context(format!("cannot update network {name}")))?;
-        }
-        Ok(())
-    }
-
-    /// A socket in a network's namespace, bound; for TCP it listens.
-    pub async fn listen(
-        &self,
-        network: &str,
-        protocol: Protocol,
-        address: SocketAddr,
-    ) -> Result<OwnedFd> {
-        let what = format!("cannot listen on {address}/{protocol} in network {network}");
-        let worker = self.inner.worker(network)?;
-        worker.run(move |_| network::listen(protocol, address).map_err(failed(what))).await
-    }
-
     /// What keeps a network alive, for the processes that outlive the service.
     pub fn handles(&self, network: &str) -> Result<Handles> {
         let networks = lock(&self.inner.networks);
@@ -391,24 +315,6 @@ impl Engine {
             ),
         };
         Ok(Handles { network: uplink::duplicate(&up.namespace)?, user })
-    }
-
-    /// What a network's rules have dropped.
-    pub async fn dropped(&self, network: &str) -> Result<Vec<Dropped>> {
-        self.inner.worker(network)?.run(Network::dropped).await
-    }
-
-    /// Bytes of a container's NICs on all its networks.
-    pub async fn traffic(&self, container: &str) -> Result<Traffic> {
-        let mut traffic = Traffic::default();
-        for (_, worker) in self.inner.workers() {
-            let container = container.to_owned();
-            if let Some((rx, tx)) = worker.run(move |n| n.traffic(&container)).await? {
-                traffic.rx_bytes += rx;
-                traffic.tx_bytes += tx;
-            }
-        }
-        Ok(traffic)
     }
 
     /// The host's own addresses, on all interfaces, as they change.
@@ -457,78 +363,5 @@ impl Inner {
     fn workers(&self) -> Vec<(String, Worker<Network>)> {
         let networks = lock(&self.networks);
         networks.iter().map(|(name, up)| (name.clone(), up.worker.clone())).collect()
-    }
-
-    fn end_strays(&self) -> Result<()> {
-        let up: Vec<String> = lock(&self.networks).keys().cloned().collect();
-        for network in uplink::noted(&self.run) {
-            if !up.contains(&network) {
-                if let Some(process) = uplink::find(&self.run, &network) {
-                    tracing::info!(network, "an uplink that nobody needs ends");
-                    process.kill();
-                }
-                uplink::forget(&self.run, &network);
-            }
-        }
-        self.part_strays(|network| up.iter().any(|up| up == network))
-    }
-
-    /// Removes the host's links to namespaces of networks that `keep` doesn't name, and the rules
-    /// of links that are gone.
-    fn part_strays(&self, keep: impl Fn(&str) -> bool) -> Result<()> {
-        if self.privilege != Privilege::Root {
-            return Ok(());
-        }
-        let (nft, mut host) = (self.nft()?, lock(&self.host));
-        for link in host::strays(&mut host, &self.run, keep)? {
-            host::part(&mut host, &nft, &link)?;
-        }
-        host::tidy(&mut host, &nft)
-    }
-
-    /// Reads the host's addresses. Answer: whether they have changed.
-    fn look(&self) -> Result<bool> {
-        let state = host::State::read(&mut lock(&self.host))
-            .map_err(failed("cannot read the host's addresses"))?;
-        let addresses = state.addresses();
-        self.addresses.send_if_modified(|old| {
-            let changed = *old != addresses;
-            *old = addresses;
-            changed
-        });
-        let mut other_own = false;
-        self.state.send_if_modified(|old| {
-            other_own = old.own != state.own;
-            let changed = *old != state;
-            *old = state;
-            changed
-        });
-        Ok(other_own)
-    }
-}
-
-/// Tells the networks of the host's addresses as they change.
-async fn follow(mut changes: host::Changes, inner: Weak<Inner>) {
-    loop {
-        if let Err(error) = changes.next().await {
-            tracing::error!(%error, "the host's addresses can't be watched any more");
-            return;
-        }
-        let Some(inner) = inner.upgrade() else { return };
-        match inner.look() {
-            Ok(true) => {}
-            Ok(false) => continue,
-            Err(error) => {
-                tracing::error!(%error, "the host's addresses can't be read");
-                continue;
-            }
-        }
-        let own = inner.state.borrow().own.clone();
-        for (network, worker) in inner.workers() {
-            let own = own.clone();
-            if let Err(error) = worker.run(move |network| network.set_host(&own)).await {
-                tracing::error!(%error, network, "a network doesn't know the host's addresses");
-            }
-        }
     }
 }

@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc;
 
 use container_api::error::{ApiError, ErrorCode, Result};
+use container_api::network::Protocol;
 use nix::sched::{CloneFlags, setns, unshare};
 use tokio::sync::oneshot;
 
@@ -197,4 +199,30 @@ pub(super) fn sysctl_where_present(name: &str, value: &str) -> Result<()> {
         Err(error) if error.code == ErrorCode::NotFound => Ok(()),
         other => other,
     }
+}
+
+/// A socket in the calling thread's namespace.
+pub(super) fn listen(protocol: Protocol, address: SocketAddr) -> io::Result<OwnedFd> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let kind = match protocol {
+        Protocol::Tcp => SocketType::STREAM,
+        Protocol::Udp => SocketType::DGRAM,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, kind, flags, None)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    if protocol == Protocol::Tcp {
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+    }
+    rustix::net::bind(&socket, &address)?;
+    if protocol == Protocol::Tcp {
+        rustix::net::listen(&socket, 4096)?;
+    }
+    Ok(socket)
 }
