@@ -37,7 +37,7 @@ use crate::hypervisor::{ExtraNic, Hypervisor, Vm, VmExit};
 use crate::port::Wishes;
 use crate::state::State;
 use crate::vm::Blueprint;
-use crate::{exit, limits, network, setup, shares, sockets, vm, volumes};
+use crate::{exit, limits, network, setup, shares, sockets, spec, vm, volumes};
 
 /// After the start of the program: when the rest of the drivers and the kernel's log are seen to,
 /// so that it does not compete with the program's first steps.
@@ -411,7 +411,11 @@ async fn set_up(
             return std::future::pending().await;
         }
         let began_ns = now_ns();
-        let mount = guest.control.command(setup::mount_root(), REQUEST_TIMEOUT);
+        let volumes = match container.spec.maintenance {
+            false => spec::in_slots(&container.config.mounts),
+            true => Vec::new(),
+        };
+        let mount = guest.control.command(setup::mount_root(volumes), REQUEST_TIMEOUT);
         if container.has_plugs() {
             mount.await?;
             container.timeline.span("root mounted", began_ns);

@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use vminitd_protocol::message::{Call, MountRoot, Setup, Sysctl};
+use vminitd_protocol::message::{Call, MountRoot, MountSpec, Setup, Sysctl};
 use vminitd_protocol::{IMAGE_SERIAL, UPPER_SERIAL};
 
 use crate::guest::{self, GuestError};
@@ -26,10 +26,11 @@ pub fn set_up(sysctls: &[(&str, &str)]) -> Result<Call, GuestError> {
     }))
 }
 
-/// Mounts what is on the two disks.
-pub fn mount_root() -> Call {
+/// Mounts what is on the two disks, and volumes whose disks are there.
+pub fn mount_root(volumes: Vec<MountSpec>) -> Call {
     Call::MountRoot(MountRoot {
         image_serial: IMAGE_SERIAL.into(),
         upper_serial: UPPER_SERIAL.into(),
+        volumes,
     })
 }

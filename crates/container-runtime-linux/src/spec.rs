@@ -10,6 +10,7 @@ use vminitd_protocol::message::{
     ShareSource, StartContainer, Stdio, TerminalSize, TmpfsMount, User,
 };
 
+use crate::hypervisor::Disk;
 use crate::volumes::{self, Place};
 use crate::{seccomp, sockets};
 
@@ -73,6 +74,17 @@ fn mounts(mounts: &[Mount]) -> Vec<MountSpec> {
 pub fn disks(mounts: &[Mount]) -> Vec<MountSpec> {
     let mut all = self::mounts(mounts);
     all.retain(|mount| matches!(mount.source, Some(MountSource::Disk(_))));
+    all
+}
+
+/// Those whose disks a VM has without plugging.
+pub fn in_slots(mounts: &[Mount]) -> Vec<MountSpec> {
+    let slot = |mount: &MountSpec| match &mount.source {
+        Some(MountSource::Disk(disk)) => Disk::SLOTS.iter().any(|slot| slot.name() == disk.serial),
+        _ => false,
+    };
+    let mut all = self::mounts(mounts);
+    all.retain(slot);
     all
 }
 

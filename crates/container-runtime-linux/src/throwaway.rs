@@ -90,7 +90,8 @@ async fn once(
         .map_err(|e| Error::Host(e.to_string()))?;
     let start = start(process.stdio(), work, slots, terminal);
     let ask = |call| guest.control.command(call, REQUEST_TIMEOUT);
-    tokio::try_join!(ask(setup::mount_root()), ask(Call::StartContainer(Box::new(start))))?;
+    let mount = setup::mount_root(start.container.mounts.clone());
+    tokio::try_join!(ask(mount), ask(Call::StartContainer(Box::new(start))))?;
     let code = ended(events).await?;
     process.collect().await;
     ask(Call::UnmountRoot(UnmountRoot {})).await?;

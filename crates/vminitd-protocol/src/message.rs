@@ -161,6 +161,10 @@ pub struct MountRoot {
     /// Serial of the device with the ext4 upper ([`crate::UPPER_SERIAL`]).
     #[prost(string, tag = "2")]
     pub upper_serial: String,
+    /// Block volumes to mount meanwhile, whose disks are there. A start with the same mounts finds
+    /// them done, or why they can't be; others it mounts itself.
+    #[prost(message, repeated, tag = "3")]
+    pub volumes: Vec<MountSpec>,
 }
 
 /// Sends a signal.

@@ -109,7 +109,11 @@ fn requests() -> Vec<Call> {
     vec![
         Call::Ping(Ping {}),
         Call::Setup(Setup { entropy: vec![1, 2], wall_clock_ns: 3, sysctls: vec![sysctl.clone()] }),
-        Call::MountRoot(MountRoot { image_serial: "image".into(), upper_serial: "upper".into() }),
+        Call::MountRoot(MountRoot {
+            image_serial: "image".into(),
+            upper_serial: "upper".into(),
+            ..MountRoot::default()
+        }),
         Call::StartContainer(Box::new(StartContainer {
             container: ContainerSpec {
                 hostname: "h".into(),

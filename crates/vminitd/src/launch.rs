@@ -51,7 +51,8 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 pub use stdio::{GuestEnds, resize};
 use vminitd_protocol::message::ErrorCode::{Exhausted, Internal, InvalidState};
-use vminitd_protocol::message::{MountSource, MountSpec, ProcessSpec, StartContainer};
+use vminitd_protocol::message::{ProcessSpec, StartContainer};
+pub use volumes::Volumes;
 
 /// The container's own devpts instance, as PID 1 sees it.
 pub const DEVPTS: &str = "/run/pts";
@@ -87,23 +88,22 @@ pub struct Container {
     surroundings: Surroundings,
 }
 
-/// Starts the first process of a container in the mounted root; its volumes are among `disks`.
+/// Starts the first process of a container in the mounted root; its volumes are mounted already or
+/// among `disks`.
 pub fn start_container(
     start: &StartContainer,
+    volumes: Volumes,
     disks: &mut Disks,
     ahead: Option<Launcher>,
 ) -> Result<(Container, Launched), Failure> {
     let room = ahead.as_ref().map_or_else(Room::measure, |ahead| ahead.room.now());
     cgroup::limit(&start.container.limits.clone().unwrap_or_default(), room)?;
-    let volumes = volumes::take(&start.container.mounts, disks)?;
+    let volumes = volumes.take(&start.container.mounts, disks)?;
     let (surroundings, launched) = first::start(start, &volumes, ahead)?;
     let pidfd = launched.pidfd.try_clone().internal("duplicate a process handle")?;
     let hostname = start.container.hostname.clone();
-    let disk = |mount: &MountSpec| match &mount.source {
-        Some(MountSource::Disk(disk)) => Some(disk.serial.clone()),
-        _ => None,
-    };
-    let volumes = start.container.mounts.iter().filter_map(disk).collect();
+    let volumes = start.container.mounts.iter().filter_map(volumes::serial);
+    let volumes = volumes.map(str::to_owned).collect();
     Ok((Container { pidfd, room, volumes, hostname, surroundings }, launched))
 }
 

@@ -23,7 +23,7 @@ pub const UPPER_DIRECTORY: &str = "/run/upper/upper";
 /// How long the kernel may take to let go of the disks.
 pub const UNMOUNT_LIMIT: Duration = Duration::from_secs(5);
 
-/// A mounted root.
+/// A root: its disks, which are mounted but between [`Root::find`] and [`Root::mount`].
 #[derive(Debug)]
 pub struct Root {
     image: PathBuf,
@@ -31,18 +31,22 @@ pub struct Root {
 }
 
 impl Root {
-    /// Mounts it; nothing stays mounted when that fails.
-    pub fn mount(request: &MountRoot, disks: &mut Disks) -> Result<Root, Failure> {
+    /// Finds its disks.
+    pub fn find(request: &MountRoot, disks: &mut Disks) -> Result<Root, Failure> {
         let image = disks.find(&request.image_serial)?;
         let upper = disks.find(&request.upper_serial)?;
-        let root = Root { image, upper };
-        if let Err(failure) = root.mount_all() {
+        Ok(Root { image, upper })
+    }
+
+    /// Mounts it; nothing stays mounted when that fails.
+    pub fn mount(self) -> Result<Root, Failure> {
+        if let Err(failure) = self.mount_all() {
             for path in [ROOT, UPPER, LOWER] {
                 let _ = umount2(path, MntFlags::MNT_DETACH);
             }
             return Err(failure);
         }
-        Ok(root)
+        Ok(self)
     }
 
     fn mount_all(&self) -> Result<(), Failure> {

@@ -1,4 +1,4 @@
-//! The loop: one epoll, no thread, no wait that is not in it.
+//! The loop: one epoll, no thread that outlives a request, no wait that is not in it.
 //!
 //! Everything is edge-triggered: an event only marks something ready, then
 //! [`Server::work`] moves what can move until nothing does. A virtio-serial port
@@ -18,7 +18,7 @@ use crate::boot::{self, Booted};
 use crate::cgroup;
 use crate::failure::{Context, Failure};
 use crate::kernel_log::Follower;
-use crate::launch::{Container, Launcher, Rehearsal};
+use crate::launch::{Container, Launcher, Rehearsal, Volumes};
 use crate::modules::Initramfs;
 use crate::network::Network;
 use crate::root::Root;
@@ -58,6 +58,8 @@ pub struct Server {
     oom_kills: u64,
     state: State,
     disks: Disks,
+    /// Mounted with the root, for the container that is to be started in it.
+    volumes: Volumes,
     network: Network,
     /// Waits for the next container.
     launcher: Option<Launcher>,
@@ -150,6 +152,7 @@ impl Server {
             oom_kills: 0,
             state: State::Booted,
             disks: Disks::default(),
+            volumes: Volumes::default(),
             network: Network::default(),
             launcher: None,
             rehearsal: Ahead::NotYet,

@@ -4,7 +4,7 @@
 use crate::failure::Failure;
 use crate::launch::filter;
 use vminitd_protocol::message::{
-    Archive, ArchiveWork, ConfigureNetwork, ContainerSpec, FileEvent, Interface, Limits,
+    Archive, ArchiveWork, ConfigureNetwork, ContainerSpec, FileEvent, Interface, Limits, MountRoot,
     MountSource, MountSpec, ProcessSpec, RaiseFileEvents,
 };
 use vminitd_protocol::{
@@ -71,9 +71,19 @@ pub fn archive(request: &Archive) -> Result<(), Failure> {
     };
     check(path.len() <= MAX_PATH && !path.contains(&0), "a path is too long, or has a NUL byte")?;
     check(request.mounts.len() <= MAX_PATHS, "too many paths")?;
+    disks(&request.mounts)
+}
+
+/// Checks what is mounted with a root.
+pub fn root(request: &MountRoot) -> Result<(), Failure> {
+    check(request.volumes.len() <= MAX_PATHS, "too many paths")?;
+    disks(&request.volumes)
+}
+
+fn disks(mounts: &[MountSpec]) -> Result<(), Failure> {
     let disk = |mount: &MountSpec| matches!(mount.source, Some(MountSource::Disk(_)));
-    check(request.mounts.iter().all(disk), "a mount for a copy is no disk")?;
-    request.mounts.iter().try_for_each(mount)
+    check(mounts.iter().all(disk), "a mount is no disk")?;
+    mounts.iter().try_for_each(mount)
 }
 
 /// Checks changes of files.

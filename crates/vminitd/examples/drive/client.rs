@@ -106,7 +106,8 @@ impl Client {
 
     pub fn root(&mut self) {
         self.set_up(vec![]);
-        let root = MountRoot { image_serial: "image".into(), upper_serial: "upper".into() };
+        let (image_serial, upper_serial) = ("image".into(), "upper".into());
+        let root = MountRoot { image_serial, upper_serial, ..MountRoot::default() };
         self.done(Call::MountRoot(root));
     }
 

@@ -3,7 +3,7 @@
 
 use super::mounts::{depth, lay_mount, path_of};
 use super::stdio::ChildEnds;
-use super::{Container, Launched, child, sources, stdio, volumes};
+use super::{Container, Launched, Volumes, child, sources, stdio};
 use crate::block::Disks;
 use crate::failure::{Context, Failure};
 use crate::files::write_kernel;
@@ -33,7 +33,7 @@ pub fn start(
     let place = match container {
         Some(container) if inside => Place::Container(container),
         None if inside && !request.mounts.is_empty() => {
-            Place::Mounts(&request.mounts, volumes::take(&request.mounts, disks)?)
+            Place::Mounts(&request.mounts, Volumes::default().take(&request.mounts, disks)?)
         }
         _ => Place::Root,
     };

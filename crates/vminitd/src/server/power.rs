@@ -104,7 +104,7 @@ impl Server {
         self.finish_processes();
         self.bulk.flush()?;
         match std::mem::replace(&mut self.state, State::Booted) {
-            State::Rooted(root) => root.unmount(),
+            State::Rooted(root) => root.unmount().and(self.release_volumes()),
             State::Starting(root, container)
             | State::Running(root, container)
             | State::Stopped(root, container) => {

@@ -5,7 +5,7 @@ use super::{Server, State, watch};
 use crate::announcer::Announcer;
 use crate::failure::{Context, Failure};
 use crate::files::read_kernel;
-use crate::launch::{self, Launched, Launcher};
+use crate::launch::{self, Launched, Launcher, Volumes};
 use crate::root::Root;
 use crate::{cgroup, kernel_log, setup, sys, validate};
 use nix::libc;
@@ -58,7 +58,18 @@ impl Server {
             }
             Call::MountRoot(request) => {
                 let State::Ready = self.state else { return Err(self.illegal()) };
-                self.state = State::Rooted(Root::mount(&request, &mut self.disks)?);
+                validate::root(&request)?;
+                let root = Root::find(&request, &mut self.disks)?;
+                let mount = || root.mount();
+                let (root, volumes) = Volumes::beside(&request.volumes, &mut self.disks, mount);
+                self.volumes = volumes;
+                match root {
+                    Ok(root) => self.state = State::Rooted(root),
+                    Err(failure) => {
+                        let _ = self.release_volumes();
+                        return Err(failure);
+                    }
+                }
                 done
             }
             Call::UnmountRoot(_) => self.unmount_root().and(done),
@@ -143,7 +154,7 @@ impl Server {
         self.launcher = None;
         self.sockets.clear(&mut self.bulk);
         let released = match std::mem::replace(&mut self.state, State::Ready) {
-            State::Rooted(root) => root.release(),
+            State::Rooted(root) => root.release().and(self.release_volumes()),
             State::Stopped(root, container) => {
                 let volumes = container.volumes.clone();
                 drop(container);
@@ -157,6 +168,12 @@ impl Server {
         self.rehearsal.make();
         self.make_launcher();
         Ok(())
+    }
+
+    /// Unmounts the volumes that no container was started with.
+    pub(super) fn release_volumes(&mut self) -> Result<(), Failure> {
+        let serials = std::mem::take(&mut self.volumes).give_up();
+        serials.iter().try_for_each(|serial| self.disks.release(serial))
     }
 
     /// Makes the launcher of the next container ahead.
@@ -234,8 +251,9 @@ impl Server {
         }
         self.sockets.listen(&self.epoll, &mut self.bulk, &start.container.sockets)?;
         let launcher = self.launcher.take();
-        let (container, launched) = launch::start_container(start, &mut self.disks, launcher)
-            .inspect_err(|_| drop(cgroup::lift_limits()))?;
+        let volumes = std::mem::take(&mut self.volumes);
+        let started = launch::start_container(start, volumes, &mut self.disks, launcher);
+        let (container, launched) = started.inspect_err(|_| drop(cgroup::lift_limits()))?;
         self.state = match std::mem::replace(&mut self.state, State::Booted) {
             State::Rooted(root) => State::Starting(root, container),
             other => other,
