@@ -21,6 +21,15 @@ pub const NAME: &str = "debian-python:latest";
 /// What is in it beside the distribution's essence: a language, and a database.
 const PACKAGES: &[&str] = &["python3-minimal", "sqlite3"];
 
+/// The name that the image of [`programs`] is loaded under.
+const PROGRAMS_NAME: &str = "debian-programs:latest";
+
+/// Programs that keep data, for tests.
+const PROGRAMS: &[&str] = &["git", "postgresql"];
+
+/// What makes their root smaller.
+const SHRINK: &str = include_str!("../assets/programs.sh");
+
 /// The program in the top layer: reads its input and says what it saw.
 const PROGRAM: &str = include_str!("../assets/hello.py");
 
@@ -125,6 +134,37 @@ pub fn image(workspace: &Workspace) -> Result<PathBuf> {
         }),
     )
     .write_archive(&archive)?;
+    stamp.write()?;
+    Ok(archive)
+}
+
+/// An OCI archive with [`PROGRAMS`], for tests. Made once.
+pub fn programs(workspace: &Workspace) -> Result<PathBuf> {
+    let folder = workspace.target.join("demo");
+    make_dir(&folder)?;
+    let archive = folder.join("programs.oci.tar");
+    let distribution = Distribution::of_the_machine()?;
+    let stamp = Stamp::new(folder.join("programs.stamp"))
+        .word("release", &distribution.codename)
+        .word("packages", &PROGRAMS.join(" "))
+        .word("shrink", SHRINK);
+    if stamp.is_current() && archive.exists() {
+        return Ok(archive);
+    }
+    step(format!("image: mmdebstrap makes {} with {}", distribution.codename, PROGRAMS.join(", ")));
+    let root = folder.join("programs.tar");
+    let shrink = workspace.root.join("xtask/assets/programs.sh");
+    distribution.customized_root(PROGRAMS, Some(&shrink), &root)?;
+    Image::new(
+        &format!("docker.io/library/{PROGRAMS_NAME}"),
+        vec![Layer::File(root.clone())],
+        json!({
+            "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+            "Cmd": ["sh"],
+        }),
+    )
+    .write_archive(&archive)?;
+    std::fs::remove_file(&root).with_context(|| format!("remove {}", root.display()))?;
     stamp.write()?;
     Ok(archive)
 }

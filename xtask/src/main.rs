@@ -89,7 +89,10 @@ fn run() -> Result<()> {
         }
         "image" => {
             args.finish()?;
-            debian::image(&workspace).map(|archive| println!("{}", archive.display()))
+            for archive in [debian::image(&workspace)?, debian::programs(&workspace)?] {
+                println!("{}", archive.display());
+            }
+            Ok(())
         }
         "demo" => demo::run_demo(&workspace, args.finish()?),
         "variant" => variant::prepare(&workspace, args.finish()?),

@@ -52,7 +52,8 @@ impl Options {
 pub fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     build::all(workspace, ())?;
     let debian = debian::image(workspace)?;
-    let tests = Tests { workspace, options, debian };
+    let programs = debian::programs(workspace)?;
+    let tests = Tests { workspace, options, debian, programs };
     match options.start.as_deref() {
         None => {
             tests.run("tests", "", &["--workspace"])?;
@@ -78,6 +79,7 @@ struct Tests<'a> {
     workspace: &'a Workspace,
     options: &'a Options,
     debian: PathBuf,
+    programs: PathBuf,
 }
 
 impl Tests<'_> {
@@ -87,6 +89,7 @@ impl Tests<'_> {
         tests.args(&self.options.filters);
         tests.env("CONTAINER_TEST_BIN_DIR", self.workspace.release());
         tests.env("CONTAINER_TEST_DEBIAN", &self.debian);
+        tests.env("CONTAINER_TEST_PROGRAMS", &self.programs);
         tests.env(start_mode::VARIABLE, way);
         if let Some(qemu) = &self.options.qemu {
             tests.env("CONTAINER_TEST_QEMU", qemu);
