@@ -4,7 +4,7 @@ import subprocess
 import sys
 import time
 
-from host import check, container, quiet, read, run, say, status, until
+from host import asked, check, container, quiet, read, run, say, status, until
 
 # Holds as many MiB as the last line says, and is the last that the kernel would kill.
 HOLDER = """
@@ -54,12 +54,12 @@ def a_short_host_gives_up_spares_takes_back_memory_and_refuses_starts():
     """Spares go, guests give page cache back, starts are refused; the kernel kills nobody."""
     container("run", "--rm", "busybox", "true").ok()
     # A template that is made beside it would slow it down beyond measure.
-    until("a spare", _spares)
+    until("a spare", _spares, pause=5)
     container("run", "-d", "--name", "cache", "busybox", "sleep", "100000").ok()
     container("exec", "cache", "sh", "-c",
               f"dd if=/dev/zero of=/root/f bs=1M count={CACHE_MIB} && sync").ok()
     qemu = container("inspect", "cache").ok().json()[0]["hypervisorPid"]
-    until("a spare", _spares)
+    until("a spare", _spares, pause=5)
     full = _own_mib(qemu)
     check(full > CACHE_MIB, f"the VM holds {full} MiB")
     total, stalled = _mib("MemTotal"), _stalled()
@@ -87,12 +87,12 @@ def a_short_host_gives_up_spares_takes_back_memory_and_refuses_starts():
 
 
 def _refusal():
-    tried = container("run", "--rm", "busybox", "true")
+    tried = asked("run", "--rm", "busybox", "true")
     return tried if tried.code == 125 else None
 
 
 def _spares():
-    return quiet(lambda: container("system", "status", "--format", "json").ok().json())["spares"]
+    return quiet(lambda: asked("system", "status", "--format", "json").ok().json())["spares"]
 
 
 def _mib(field):

@@ -54,11 +54,17 @@ def one(name, test):
 
 def evidence():
     """What helps to understand a failure."""
-    host.say(host.subprocess.run(
-        "journalctl --no-pager --quiet --lines 40 --output short-monotonic;"
-        "tail -n 20 /home/tester/.local/share/container/logs/*.log /var/lib/container/logs/*.log"
-        " /home/tester/.local/share/container/containers/*/runtime.log",
-        shell=True, capture_output=True).stdout.decode(errors="replace"))
+    script = """
+    journalctl --no-pager --quiet --lines 40 --output short-monotonic
+    for root in /home/tester/.local/share/container /var/lib/container; do
+        for log in $root/logs/*.log $root/containers/*/runtime.log; do
+            echo "==> $log"
+            grep -v '"operation":"status"' "$log" | tail -n 20
+        done
+    done
+    """
+    done = host.subprocess.run(script, shell=True, capture_output=True)
+    host.say(done.stdout.decode(errors="replace"))
 
 
 def main():

@@ -2,8 +2,8 @@
 
 import os
 
-from host import (APP_ROOT, HOME, IMAGE, OUTSIDE, USER, answer, as_root, cgroup, check, container,
-                  limit, processes, run, shell, status, until)
+from host import (APP_ROOT, HOME, IMAGE, OUTSIDE, USER, answer, as_root, asked, cgroup, check,
+                  container, limit, processes, run, shell, status, until)
 
 
 def a_users_socket_starts_the_service():
@@ -76,8 +76,8 @@ def the_logs_answer_predicates():
     shell("systemctl --user enable --now container.socket").ok()
     container("run", "--rm", "busybox", "true").ok()
     def journal(rest):
-        return container("system", "logs", "--last", "30m", "--predicate",
-                         "subsystem == journal AND " + rest).ok().out
+        return asked("system", "logs", "--last", "30m", "--predicate",
+                     "subsystem == journal AND " + rest).ok().out
     until("a head of the trail", lambda: "head " in journal("category == 'container-audit'"))
     check("container.service" in journal("process == systemd"), "systemd says nothing of the unit")
     check(not journal("process == nobody"), "any process")
@@ -100,7 +100,8 @@ def root_has_the_same_with_a_uid_a_vm():
     script = "touch /data/mine; chown 33 /data/mine; while true; do echo root | nc -l -p 80; done"
     as_root("run", "-d", "--name", "one", "-v", "/srv/data:/data", "-p", "8081:80", "busybox",
             "sh", "-c", script).ok()
-    until("a spare", lambda: as_root("system", "status", "--format", "json").ok().json()["spares"])
+    until("a spare", lambda: as_root("system", "status", "--format", "json").ok().json()["spares"],
+          pause=5)
     as_root("run", "-d", "--name", "two", "busybox", "sleep", "100000").ok()
     until("an answer", lambda: answer("127.0.0.1", 8081) == "root")
     check(os.stat("/srv/data/mine").st_uid == 33, "the owner of a file")
