@@ -19,6 +19,8 @@ pub const HELPERS: &[&str] = &[
     "container-jailer",
     "container-fileserver",
 ];
+/// The plugin that QEMU is given, and its file.
+pub const PLUGIN: (&str, &str) = ("container-trim", "libcontainer_trim.so");
 /// The guest's init.
 pub const GUEST: &str = "vminitd";
 /// The attacker of `system check`.
@@ -38,7 +40,7 @@ pub fn host(workspace: &Workspace) -> Result<()> {
     step("host binaries");
     let mut cargo = workspace.cargo();
     cargo.args(["build", "--release", "--package", COMMAND]);
-    for helper in HELPERS {
+    for helper in HELPERS.iter().chain([&PLUGIN.0]) {
         cargo.args(["--package", helper]);
     }
     run(&mut cargo)

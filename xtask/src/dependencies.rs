@@ -14,6 +14,7 @@ use crate::workspace::{Workspace, output};
 const KNOWN: &[(&str, &[&str])] = &[
     ("graph.targets", &[]),
     ("licenses.allow", &[]),
+    ("licenses.exceptions", &[]),
     ("bans.multiple-versions", &["warn"]),
     ("bans.wildcards", &["deny"]),
     ("bans.allow-wildcard-paths", &["true"]),
@@ -54,6 +55,8 @@ pub fn check(workspace: &Workspace, (): ()) -> Result<()> {
 struct Rules {
     targets: Vec<String>,
     allow: BTreeSet<String>,
+    /// What single packages may have beside that.
+    exceptions: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Rules {
@@ -77,14 +80,30 @@ impl Rules {
         if let Some((missing, _)) = KNOWN.iter().find(|(name, _)| !values.contains_key(*name)) {
             bail!("the rule {missing} is missing");
         }
-        let texts = |rule: &str| -> Result<Vec<String>> {
-            let items = values[rule].as_array().with_context(|| format!("{rule} is no list"))?;
-            let text = |item: &toml::Value| item.as_str().map(str::to_owned);
-            items.iter().map(|item| text(item).with_context(|| format!("{rule}: a text"))).collect()
-        };
-        let allow = texts("licenses.allow")?.into_iter().collect();
-        Ok(Rules { targets: texts("graph.targets")?, allow })
+        let exceptions = values["licenses.exceptions"].as_array().context("no list")?;
+        let exceptions = exceptions.iter().map(|exception| {
+            let package = exception["crate"].as_str().context("an exception for a crate")?;
+            Ok((package.to_owned(), texts(&exception["allow"])?.into_iter().collect()))
+        });
+        Ok(Rules {
+            targets: texts(values["graph.targets"]).context("graph.targets")?,
+            allow: texts(values["licenses.allow"]).context("licenses.allow")?.into_iter().collect(),
+            exceptions: exceptions.collect::<Result<_>>().context("licenses.exceptions")?,
+        })
     }
+
+    /// Whether a package may have its licence.
+    fn allow(&self, package: &str, licence: &str) -> Result<bool> {
+        let own = self.exceptions.get(package);
+        let own = own.map_or(Ok(false), |own: &BTreeSet<String>| allowed(licence, own))?;
+        Ok(own || allowed(licence, &self.allow)?)
+    }
+}
+
+fn texts(list: &toml::Value) -> Result<Vec<String>> {
+    let items = list.as_array().context("it is no list")?;
+    let text = |item: &toml::Value| item.as_str().map(str::to_owned);
+    items.iter().map(|item| text(item).context("it has no texts")).collect()
 }
 
 /// What there is, and what of it is wrong.
@@ -122,7 +141,7 @@ impl Found {
             found.packages += 1;
             *versions.entry(name.to_owned()).or_default() += 1;
             let licence = package["license"].as_str().unwrap_or_default();
-            match allowed(licence, &rules.allow) {
+            match rules.allow(name, licence) {
                 Ok(true) => {}
                 Ok(false) => found.wrong.push(format!("{shown} has the licence {licence:?}")),
                 Err(error) => found.wrong.push(format!("{shown}: {error:#}")),
@@ -241,7 +260,8 @@ mod tests {
                    "license": licence, "dependencies": dependencies})
         };
         let metadata = json!({
-            "resolve": {"nodes": [{"id": "a"}, {"id": "b"}, {"id": "c"}, {"id": "d"}]},
+            "resolve": {"nodes": [{"id": "a"}, {"id": "b"}, {"id": "c"}, {"id": "d"},
+                                  {"id": "container-trim"}]},
             "packages": [
                 package("a", Value::Null, "MIT", json!([
                     {"name": "b", "req": "*", "path": null},
@@ -250,11 +270,13 @@ mod tests {
                 package("b", json!(REGISTRY), "GPL-3.0", json!([])),
                 package("c", json!("git+https://example.com/c"), "MIT", json!([])),
                 package("d", json!(REGISTRY), "", json!([])),
+                // An exception.
+                package("container-trim", Value::Null, "GPL-2.0-or-later", json!([])),
                 // Not used on any target.
                 package("e", json!("git+https://example.com/e"), "", json!([])),
             ],
         });
         let found = Found::of(&metadata, &rules);
-        assert_eq!((found.packages, found.wrong.len()), (4, 4), "{:?}", found.wrong);
+        assert_eq!((found.packages, found.wrong.len()), (5, 4), "{:?}", found.wrong);
     }
 }

@@ -20,6 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("container-probe", &[]),
     ("container-rootfs", &[]),
     ("container-runtime-linux", &["container-api", "vminitd-protocol"]),
+    ("container-trim", &[]),
     ("vminitd", &["container-archive", "vminitd-protocol"]),
     ("vminitd-protocol", &[]),
     // Not part of the product. xtask renders the man pages from the CLI's parser.

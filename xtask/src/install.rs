@@ -73,6 +73,8 @@ pub fn binaries(workspace: &Workspace, prefix: &Path) -> Result<()> {
     for helper in build::HELPERS.iter().chain([&build::GUEST, &build::PROBE]) {
         copy(&release.join(helper), &prefix.join("libexec/container").join(helper), 0o755)?;
     }
+    let (_, plugin) = build::PLUGIN;
+    copy(&release.join(plugin), &prefix.join("libexec/container").join(plugin), 0o755)?;
     let bundle = prefix.join("share/container/kernel");
     remove_dir(&bundle)?;
     copy_folder(&workspace.bundle(), &bundle)

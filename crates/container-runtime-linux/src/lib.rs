@@ -39,6 +39,7 @@ pub mod file_events;
 pub mod guest;
 pub mod helper;
 pub mod hypervisor;
+mod idle;
 pub mod life;
 pub mod limits;
 pub mod network;

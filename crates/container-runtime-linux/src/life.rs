@@ -37,7 +37,7 @@ use crate::hypervisor::{ExtraNic, Hypervisor, Vm, VmExit};
 use crate::port::Wishes;
 use crate::state::State;
 use crate::vm::Blueprint;
-use crate::{exit, limits, network, setup, shares, sockets, spec, vm, volumes};
+use crate::{exit, idle, limits, network, setup, shares, sockets, spec, vm, volumes};
 
 /// After the start of the program: when the rest of the drivers and the kernel's log are seen to,
 /// so that it does not compete with the program's first steps.
@@ -149,7 +149,7 @@ impl<'a, V: Vm> Machine<'a, V> {
                     None => std::future::pending().await,
                 }
             };
-            tokio::join!(release_swapped(container, vm), wishes);
+            tokio::join!(release_swapped(container, vm), wishes, idle::trim(vm));
         };
         tokio::select! {
             biased;

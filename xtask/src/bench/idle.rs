@@ -11,8 +11,10 @@ use super::ready;
 
 /// How long CPU time is counted for.
 const WATCH: Duration = Duration::from_secs(20);
-/// Until memory is given back and late drivers are loaded.
-const SETTLE: Duration = Duration::from_secs(12);
+/// Until memory is given back, late drivers are loaded, and an idle VM has been trimmed.
+const SETTLE: Duration = Duration::from_secs(45);
+/// The same where an earlier trim may have been a moment before.
+const SETTLE_AGAIN: Duration = Duration::from_secs(100);
 /// Containers at once.
 const MANY: usize = 100;
 
@@ -71,7 +73,7 @@ pub fn hundred(_: &Bench<'_>) -> Result<Vec<Figure>> {
         let exec = it.run(["exec", &format!("box-{number}"), "true"]);
         silent += usize::from(exec.code != Some(0));
     }
-    std::thread::sleep(SETTLE);
+    std::thread::sleep(SETTLE_AGAIN);
     let fallen = before.saturating_sub(ready::memory_available_kib()?) as f64 / 1_048_576.0;
     let began = Instant::now();
     it.run(["stop", "--all", "-t", "0"]).ok();

@@ -8,7 +8,7 @@ use container_api::network::Mac;
 use super::Accelerator;
 use super::arch::HOST;
 use super::devices::{self, Disk, ROOT_PORTS};
-use super::install::{FIRMWARE_DIR, QemuInstall};
+use super::install::{FIRMWARE_DIR, PLUGIN_PATH, QemuInstall};
 
 /// The translator's cache in MiB: 32 is the least that does not thrash when a
 /// container starts, large programs want more, and it costs memory only as it
@@ -37,6 +37,8 @@ pub struct Numbers {
     pub ports: [RawFd; 2],
     /// Console socket.
     pub console: RawFd,
+    /// The page of [`super::trim`].
+    pub trim: Option<RawFd>,
 }
 
 /// Where the guest comes from.
@@ -114,6 +116,10 @@ pub fn vm(install: &QemuInstall, shape: Shape, numbers: Numbers) -> Vec<OsString
     let mut push = |option: &str, value: String| words.extend([option.into(), value.into()]);
     push("-M", HOST.machine_argument(&install.features, "ram"));
     push("-accel", accelerator(shape.accelerator));
+    if let Some(page) = numbers.trim {
+        let cache = u64::from(TRANSLATION_CACHE_MIB) << 20;
+        push("-plugin", format!("{PLUGIN_PATH},page={page},cache={cache}"));
+    }
     push("-cpu", HOST.cpu(shape.accelerator, shape.virtualization).into());
     push("-smp", format!("cpus={0},sockets=1,cores={0},threads=1", shape.vcpus));
     let memory = shape.memory_mib;
@@ -192,6 +198,7 @@ pub fn identity(install: &QemuInstall, accelerator: Accelerator, virtualization:
         monitor: 0,
         ports: [0; 2],
         console: 0,
+        trim: None,
     };
     let words = vm(install, shape, numbers);
     words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
@@ -241,6 +248,7 @@ mod tests {
             monitor: 14,
             ports: [15, 16],
             console: 17,
+            trim: None,
         };
         let words = vm(&install, shape, numbers);
         let paths: Vec<String> = words

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use container_api::paths;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use tokio::process::Command;
@@ -26,6 +27,10 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Where the jail has the firmware.
 pub(super) const FIRMWARE_DIR: &str = "/firmware";
+
+/// The plugin that gives translated code back, beside our programs and in the jail.
+const PLUGIN: &str = "libcontainer_trim.so";
+pub(super) const PLUGIN_PATH: &str = "/libcontainer_trim.so";
 
 /// A QEMU, with everything that a jail needs to run it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +75,8 @@ pub struct Features {
     pub kvm: bool,
     /// `-accel kvm` takes a descriptor for /dev/kvm.
     pub kvm_device: bool,
+    /// It takes the plugin that gives translated code back.
+    pub trims: bool,
 }
 
 impl QemuInstall {
@@ -136,6 +143,33 @@ pub async fn discover(source: &Source, jail: &Jail) -> Result<QemuInstall, Error
         stamp,
         features: Features::default(),
     };
+    match with_plugin(&install, loader.as_deref(), &prefix, jail).await {
+        Ok(install) => Ok(install),
+        Err(error) => {
+            // All works without it, and an idle VM keeps some more memory.
+            tracing::debug!(%error, "this QEMU takes no plugin");
+            ask(&mut install, jail).await?;
+            Ok(install)
+        }
+    }
+}
+
+/// The same QEMU with the plugin; the error is one of either.
+async fn with_plugin(
+    install: &QemuInstall,
+    loader: Option<&Path>,
+    prefix: &Prefix,
+    jail: &Jail,
+) -> Result<QemuInstall, Error> {
+    let failed = Error::io(Phase::Prepare, format!("finding {PLUGIN}"));
+    let source = paths::program(PLUGIN).and_then(|path| path.canonicalize()).map_err(failed)?;
+    let mut files: BTreeSet<JailFile> = install.files.iter().cloned().collect();
+    files.extend(linked(&source, loader, prefix).await?.1);
+    let library_path = library_path(&files);
+    files.insert(JailFile { source, target: PLUGIN_PATH.into() });
+    let mut install =
+        QemuInstall { files: files.into_iter().collect(), library_path, ..install.clone() };
+    install.features.trims = true;
     ask(&mut install, jail).await?;
     Ok(install)
 }
@@ -327,6 +361,9 @@ async fn ask(install: &mut QemuInstall, jail: &Jail) -> Result<(), Error> {
     let theirs = std::os::fd::OwnedFd::from(theirs);
     let mut command = super::command::base(install);
     command.extend(["-M", "none", "-accel", "tcg", "-S"].iter().map(OsString::from));
+    if install.features.trims {
+        command.extend(["-plugin", PLUGIN_PATH].iter().map(OsString::from));
+    }
     command.extend(super::command::monitor(&theirs));
     let program = Program {
         files: &install.files,
@@ -341,7 +378,7 @@ async fn ask(install: &mut QemuInstall, jail: &Jail) -> Result<(), Error> {
         let stream = unix_stream(ours)?;
         let qmp = Qmp::new(stream);
         qmp.execute(&qmp::Capabilities {}, DEADLINE).await?;
-        install.features = features(&qmp).await?;
+        install.features = features(&qmp, install.features.trims).await?;
         let version = qmp.execute(&qmp::QueryVersion {}, DEADLINE).await?.qemu;
         install.version = format!("{}.{}.{}", version.major, version.minor, version.micro);
         qmp.execute(&qmp::Quit {}, DEADLINE).await.map(drop)
@@ -352,7 +389,7 @@ async fn ask(install: &mut QemuInstall, jail: &Jail) -> Result<(), Error> {
     }
 }
 
-async fn features(qmp: &Qmp) -> Result<Features, Error> {
+async fn features(qmp: &Qmp, trims: bool) -> Result<Features, Error> {
     let machines = qmp.execute(&qmp::QueryMachines {}, DEADLINE).await?;
     let machine = machines
         .into_iter()
@@ -376,6 +413,7 @@ async fn features(qmp: &Qmp) -> Result<Features, Error> {
         free_page_reporting: has(&balloon, "free-page-reporting"),
         kvm: kvm.is_some(),
         kvm_device: has(&kvm.unwrap_or_default(), "device"),
+        trims,
     })
 }
 

@@ -26,6 +26,7 @@ mod qmp;
 mod qmp_commands;
 mod running;
 mod scope;
+mod trim;
 mod usage;
 
 use std::fs::File;
@@ -222,6 +223,11 @@ pub trait Vm {
 
     /// Bytes of the host's memory that this VM alone holds.
     fn own_memory(&self) -> std::io::Result<u64>;
+
+    /// Has the hypervisor forget what it can make again, when the guest next wakes: its translations
+    /// of the guest's code, which then cost time again as they are needed. False where it has
+    /// nothing to forget.
+    fn trim(&self) -> bool;
 
     /// CPU time that it has used.
     fn cpu_time(&self) -> std::io::Result<Duration>;

@@ -17,6 +17,7 @@ use super::listener::{self, FileId};
 use super::qmp::Qmp;
 use super::qmp_commands::Capabilities;
 use super::running::{OwnRam, Running};
+use super::trim::Trimmer;
 use super::{
     Accelerator, DISK_LEN, ExtraNic, Hypervisor, Nic, Origin, QemuInstall, RamSharing,
     START_DEADLINE, VmConfig, VmStreams, memory, migration, scope,
@@ -115,7 +116,14 @@ impl Prepared {
             monitor: keep(monitor_end),
             ports: [keep(agent_end), keep(bulk_end)],
             console: keep(console_end),
+            trim: None,
         };
+        let mut trimmer = None;
+        if accelerator == Accelerator::Tcg && install.features.trims {
+            let (ours, theirs) = Trimmer::new()?;
+            trimmer = Some(ours);
+            numbers.trim = Some(keep(theirs));
+        }
         let mut boot = None;
         let mut state_number = None;
         let mut own = OwnRam::Shared;
@@ -180,7 +188,8 @@ impl Prepared {
             bulk: unix_stream(bulk)?,
             console: unix_stream(console)?,
         };
-        Ok(Spawned { child, monitor, state: state_number, own, root_ports, streams })
+        let state = state_number;
+        Ok(Spawned { child, monitor, state, own, root_ports, trimmer, streams })
     }
 }
 
@@ -193,6 +202,7 @@ pub struct Spawned {
     state: Option<RawFd>,
     own: OwnRam,
     root_ports: u32,
+    trimmer: Option<Trimmer>,
     streams: VmStreams,
 }
 
@@ -206,7 +216,10 @@ impl Spawned {
             Some(state) => migration::restore(&qmp, state).await,
         };
         match runs {
-            Ok(()) => Ok((Running::new(self.child, qmp, self.own, self.root_ports), self.streams)),
+            Ok(()) => {
+                let Spawned { child, own, root_ports, trimmer, streams, .. } = self;
+                Ok((Running::new(child, qmp, own, root_ports, trimmer), streams))
+            }
             Err(error) => Err(explain(&self.child, Phase::Greet, error).await),
         }
     }

@@ -12,6 +12,7 @@ use super::error::{Error, Phase};
 use super::plug::{self, Plugs};
 use super::qmp::Qmp;
 use super::qmp_commands as qmp;
+use super::trim::Trimmer;
 use super::{ExtraNic, REQUEST_DEADLINE, Vm, migration, usage};
 
 /// Above the numbers of nodes and descriptor sets given on the command line.
@@ -33,6 +34,7 @@ pub struct Running {
     pub(super) qmp: Qmp,
     pub(super) ram: OwnRam,
     pub(super) plugs: Plugs,
+    trimmer: Option<Trimmer>,
     /// Held over a whole exchange: two of them must not mix.
     swaps: tokio::sync::Mutex<Swaps>,
     next_number: AtomicU32,
@@ -63,7 +65,13 @@ impl FileNode {
 }
 
 impl Running {
-    pub(super) fn new(child: Child, qmp: Qmp, ram: OwnRam, root_ports: u32) -> Running {
+    pub(super) fn new(
+        child: Child,
+        qmp: Qmp,
+        ram: OwnRam,
+        root_ports: u32,
+        trimmer: Option<Trimmer>,
+    ) -> Running {
         let [image, upper] = Disk::OWN.map(FileNode::first);
         let [first, second] = Disk::SLOTS.map(FileNode::first);
         let swaps = Swaps { current: [image, upper, first, second], unused: Vec::new() };
@@ -72,6 +80,7 @@ impl Running {
             qmp,
             ram,
             plugs: Plugs::new(root_ports),
+            trimmer,
             swaps: tokio::sync::Mutex::new(swaps),
             next_number: AtomicU32::new(FIRST_FREE_NUMBER),
         }
@@ -223,6 +232,10 @@ impl Vm for Running {
 
     fn cpu_time(&self) -> std::io::Result<Duration> {
         usage::cpu_time(self.child.pid())
+    }
+
+    fn trim(&self) -> bool {
+        self.trimmer.as_ref().is_some_and(Trimmer::ask)
     }
 
     async fn quit(&self) -> Result<(), Error> {

@@ -227,6 +227,10 @@ impl Vm for FakeVm {
         Ok(1 << 20)
     }
 
+    fn trim(&self) -> bool {
+        false
+    }
+
     fn cpu_time(&self) -> std::io::Result<Duration> {
         Ok(Duration::from_millis(5))
     }
