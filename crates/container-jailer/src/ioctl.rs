@@ -16,7 +16,7 @@ pub const TAP: &[Allowed] = &[
     (0x8004_54d7, "TUNGETVNETHDRSZ: which lengths that header may have"),
     (0x4004_54d8, "TUNSETVNETHDRSZ: the length that the guest's driver agreed to"),
     (0x4004_54d0, "TUNSETOFFLOAD: checksums and segments that the guest's driver leaves undone"),
-(0x4004_54d4, "TUNSETSNDBUF: how much may wait to be sent"),
+    (0x4004_54d4, "TUNSETSNDBUF: how much may wait to be sent"),
 ];
 
 /// Of `/dev/kvm`, its VMs and their processors, whatever the architecture (`linux/kvm.h`).
