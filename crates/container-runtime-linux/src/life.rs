@@ -230,7 +230,12 @@ impl<'a, V: Vm> Machine<'a, V> {
                     let _ = tokio::time::timeout(LOST_LIMIT, self.vm.ended()).await;
                 }
                 Err(_) => {}
-                Ok(()) => drop(self.vm.ended().await),
+                // All is unmounted. The rest of the guest's way out is code that an emulator would
+                // have to translate for this once.
+                Ok(()) => {
+                    let _ = self.vm.quit().await;
+                    drop(self.vm.ended().await);
+                }
             }
             asked
         };

@@ -70,8 +70,14 @@ const ALL: &[Entry] = &[
     ("translation-cache", translation::translation_cache),
 ];
 
-/// Those that run only when named: one writes into the source tree, one builds a kernel.
-const ON_DEMAND: &[Entry] = &[("plot", plot::plot), ("kernel", kernel::kernel)];
+/// Those that run only when named: one writes into the source tree, one builds a kernel, two are
+/// parts of another.
+const ON_DEMAND: &[Entry] = &[
+    ("plot", plot::plot),
+    ("kernel", kernel::kernel),
+    ("start-back-to-back", start::back_to_back),
+    ("start-template", start::from_template),
+];
 
 /// Runs the benchmarks named, or all; `--rounds N` pairs each (10 at least count).
 pub fn run(workspace: &Workspace, mut args: Args) -> Result<()> {

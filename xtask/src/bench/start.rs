@@ -91,17 +91,34 @@ const SUBJECTS: &[Subject] = &[
 
 /// All ways of all subjects.
 pub fn start(bench: &Bench<'_>) -> Result<Vec<Figure>> {
+    of(bench, WAYS, &[NO_NETWORK])
+}
+
+/// Of all subjects: one start after another, from spares and templates.
+pub fn back_to_back(bench: &Bench<'_>) -> Result<Vec<Figure>> {
+    of(bench, &WAYS[1..2], &[])
+}
+
+/// Of all subjects: without spares.
+pub fn from_template(bench: &Bench<'_>) -> Result<Vec<Figure>> {
+    of(bench, &WAYS[2..], &[])
+}
+
+/// All subjects in `ways`, the first of them also in `more`.
+fn of(bench: &Bench<'_>, ways: &[Way], more: &[Way]) -> Result<Vec<Figure>> {
     let podman = Podman::prepare(bench.workspace)?;
     let debian = debian::image(bench.workspace)?;
     podman.import(&busybox_tar(bench)?, busybox::NAME)?;
     podman.import(&debian.with_file_name("full.tar"), "debian-python")?;
     let mut figures = Vec::new();
     for subject in SUBJECTS {
-        for way in WAYS {
+        for way in ways {
             figures.extend(compare(bench, &podman, &debian, subject, way)?);
         }
     }
-    figures.extend(compare(bench, &podman, &debian, &SUBJECTS[0], &NO_NETWORK)?);
+    for way in more {
+        figures.extend(compare(bench, &podman, &debian, &SUBJECTS[0], way)?);
+    }
     Ok(figures)
 }
 
