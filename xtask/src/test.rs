@@ -18,7 +18,7 @@ use crate::{build, debian};
 const WAYS: [&str; 3] = ["cold", "template", "spare"];
 
 /// The test programs that show most of what a way of starting may break.
-const PART: [&str; 3] = ["lifecycle", "run", "terminal"];
+const PART: [&str; 4] = ["lifecycle", "run", "terminal", "volumes"];
 
 /// What the end-to-end tests run with, when it is not the machine's own.
 pub struct Options {
