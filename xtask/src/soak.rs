@@ -1,5 +1,5 @@
-//! `make soak`: every process is killed at many moments, which takes hours. The tests are those of
-//! `make test`, which has a few moments only.
+//! `make soak`: every process is killed at many moments, which takes hours, and a database's VM fifty
+//! times. The tests are those of `make test`, which has a few moments only.
 
 use std::time::Instant;
 
@@ -24,14 +24,23 @@ pub fn run(workspace: &Workspace, mut args: Args) -> Result<()> {
     let seed = args.value("--seed")?;
     build::all(workspace, ())?;
     let debian = debian::image(workspace)?;
-    step(format!("faults: {moments} moments for each process"));
+    let names = args.rest();
     let begun = Instant::now();
-    let mut tests = workspace.cargo();
-    tests.args(["nextest", "run", "--profile", "soak", "--no-fail-fast", "--success-output=final"]);
-    tests.args(["--package", "e2e", "--test", "faults", "--test", "faults_of_the_host"]);
-    tests.args(args.rest());
-    tests.env("CONTAINER_TEST_BIN_DIR", workspace.release());
-    tests.env("CONTAINER_TEST_DEBIAN", &debian);
+    let nextest = || {
+        let mut tests = workspace.cargo();
+        tests.args(["nextest", "run", "--profile", "soak", "--no-fail-fast"]);
+        tests.args(["--success-output=final", "--package", "e2e"]);
+        tests.env("CONTAINER_TEST_BIN_DIR", workspace.release());
+        tests.env("CONTAINER_TEST_DEBIAN", &debian);
+        tests
+    };
+    if names.is_empty() {
+        step("a database whose VM is killed");
+        workspace::run(nextest().args(["--test", "crash", "--run-ignored", "only"]))?;
+    }
+    step(format!("faults: {moments} moments for each process"));
+    let mut tests = nextest();
+    tests.args(["--test", "faults", "--test", "faults_of_the_host"]).args(names);
     tests.env("CONTAINER_TEST_FAULTS", (moments * VICTIMS).to_string());
     if let Some(seed) = seed {
         tests.env("CONTAINER_TEST_SEED", seed);

@@ -29,9 +29,9 @@ use crate::types::{
 /// Name of the first process.
 pub const INIT_PROCESS: &str = "init";
 
-/// From the helper's start to a ready guest. Emulated boots on a loaded host take seconds, on a host
-/// that is emulated itself a minute.
-pub const BOOT_DEADLINE: Duration = Duration::from_secs(150);
+/// From the helper's start to a ready guest. Emulated boots on a loaded host take seconds. One that
+/// hangs is repeated, and its caller waits for that.
+pub const BOOT_DEADLINE: Duration = Duration::from_secs(60);
 /// For calls that the guest answers at once.
 pub const CALL_DEADLINE: Duration = Duration::from_secs(30);
 
