@@ -93,18 +93,22 @@ impl Engine {
     pub(super) async fn unpark(&self, tap: &str, network: &str) -> Result<()> {
         let _guard = self.inner.parking.moving.lock().await;
         let place = lock(&self.inner.parking.taps).remove(tap);
-        self.bring(tap, place.unwrap_or_else(|| Some(network.to_owned())), network).await
-    }
-
-    async fn bring(&self, tap: &str, from: Option<String>, network: &str) -> Result<()> {
-        if from.as_deref() == Some(network) {
-            return Ok(());
+        let place = place.unwrap_or_else(|| Some(network.to_owned()));
+        match place.as_deref() == Some(network) {
+            true => Ok(()),
+            false => self.send(tap, place.as_deref(), Some(network)).await,
         }
-        let namespace = self.handles(network)?.network;
-        self.send(tap, from.as_deref(), namespace).await
     }
 
-    async fn send(&self, tap: &str, from: Option<&str>, to: OwnedFd) -> Result<()> {
+    /// Moves a tap from the namespace of one place to that of another.
+    async fn send(&self, tap: &str, from: Option<&str>, to: Option<&str>) -> Result<()> {
+        let to = match to {
+            Some(network) => self.handles(network)?.network,
+            None => {
+                let worker = self.inner.parking.worker().await?;
+                worker.run(|_| namespace::current_network()).await?
+            }
+        };
         let name = tap.to_owned();
         match from {
             Some(from) => {
@@ -121,38 +125,29 @@ impl Engine {
 
     /// Brings the taps that wait nowhere to the network that they are likely for.
     pub(super) async fn gather(&self) {
-        let parking = &self.inner.parking;
-        for name in parking.at(None) {
-            let _guard = parking.moving.lock().await;
-            if lock(&parking.taps).get(&name) != Some(&None) {
-                continue; // wanted meanwhile
-            }
-            // Else its descriptor was closed.
-            if self.bring(&name, None, DEFAULT_NETWORK).await.is_ok() {
-                lock(&parking.taps).insert(name, Some(DEFAULT_NETWORK.to_owned()));
-            } else {
-                lock(&parking.taps).remove(&name);
-            }
-        }
+        self.move_waiting(None, Some(DEFAULT_NETWORK)).await;
     }
 
     /// Takes the taps that wait out of the namespace of a network that is about to go.
     pub(super) async fn clear_taps(&self, network: &str) {
+        self.move_waiting(Some(network), None).await;
+    }
+
+    /// Moves the taps that wait in one place to another.
+    async fn move_waiting(&self, from: Option<&str>, to: Option<&str>) {
         let parking = &self.inner.parking;
-        for name in parking.at(Some(network)) {
+        for name in parking.at(from) {
             let _guard = parking.moving.lock().await;
-            if lock(&parking.taps).get(&name).and_then(Option::as_deref) != Some(network) {
+            if lock(&parking.taps).get(&name).map(Option::as_deref) != Some(from) {
                 continue; // wanted meanwhile
             }
-            let moved = async {
-                let to = parking.worker().await?.run(|_| namespace::current_network()).await?;
-                self.send(&name, Some(network), to).await
-            };
+            let moved = self.send(&name, from, to).await;
+            let mut taps = lock(&parking.taps);
             // Else its descriptor was closed.
-            if moved.await.is_ok() {
-                lock(&parking.taps).insert(name, None);
+            if moved.is_ok() {
+                taps.insert(name, to.map(str::to_owned));
             } else {
-                lock(&parking.taps).remove(&name);
+                taps.remove(&name);
             }
         }
     }
