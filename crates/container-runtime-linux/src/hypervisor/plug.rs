@@ -45,7 +45,7 @@ pub async fn disk(vm: &Running, serial: &str, file: OwnedFd, read_only: bool) ->
     check_name("serial number", serial, MAX_SERIAL)?;
     let port = vm.plugs.next()?;
     let node = format!("plug-{port}");
-    let file = vm.add_file(format!("{node}-file"), file, read_only).await?;
+    let file = vm.add_file(file, read_only).await?;
     let top = devices::top_node(&node, &file.name, read_only);
     if let Err(error) = vm.request(&qmp::BlockdevAdd(top)).await {
         let _ = vm.remove_file(file).await;

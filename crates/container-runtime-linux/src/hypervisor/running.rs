@@ -10,7 +10,7 @@ use super::child::{Child, VmExit};
 use super::devices::{self, Disk};
 use super::error::{Error, Phase};
 use super::plug::{self, Plugs};
-use super::qmp::Qmp;
+use super::qmp::{Qmp, Sent};
 use super::qmp_commands as qmp;
 use super::trim::Trimmer;
 use super::{ExtraNic, REQUEST_DEADLINE, Vm, migration, usage};
@@ -96,29 +96,45 @@ impl Running {
 
 impl Running {
     /// Adds a block node over a file.
-    pub(super) async fn add_file(
-        &self,
-        name: String,
-        file: OwnedFd,
-        read_only: bool,
-    ) -> Result<FileNode, Error> {
-        if read_only {
-            check_unwritable(&file)?;
-        }
-        let fdset = self.next_number.fetch_add(1, Ordering::Relaxed);
-        let add = qmp::AddFd { fdset_id: fdset };
-        self.qmp.execute_with(&add, Some(file.as_fd()), REQUEST_DEADLINE).await?;
-        let options = devices::file_node(&name, fdset, read_only);
-        let added = self.request(&qmp::BlockdevAdd(options)).await;
-        if let Err(error) = added {
-            let _ = self.request(&qmp::RemoveFd { fdset_id: fdset }).await;
+    pub(super) async fn add_file(&self, file: OwnedFd, read_only: bool) -> Result<FileNode, Error> {
+        let node = self.new_node(true);
+        let add = async { self.add(&node, Some(&file), read_only).await?.answer().await };
+        if let Err(error) = in_time("adding a disk's file", add).await {
+            let _ = self.remove_file(node).await;
             return Err(error);
         }
-        Ok(FileNode { name, fdset: Some(fdset) })
+        Ok(node)
     }
 
-    /// Adds nodes over files, and puts them behind disks all at once. Commands are sent ahead of
-    /// the answers to others, but for descriptors: QEMU keeps only the one that came last.
+    /// A node that is to be added.
+    fn new_node(&self, has_file: bool) -> FileNode {
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        FileNode { name: devices::file_node_name(number), fdset: has_file.then_some(number) }
+    }
+
+    /// Has a node added over a file, or over nothing; it is there once the answer is. What may
+    /// follow is sent ahead of that, but for descriptors: QEMU keeps only the one that came last.
+    async fn add(
+        &self,
+        node: &FileNode,
+        file: Option<&OwnedFd>,
+        read_only: bool,
+    ) -> Result<Sent<qmp::BlockdevAdd>, Error> {
+        let Some((file, fdset)) = file.zip(node.fdset) else {
+            let options = devices::empty_node(&node.name);
+            return self.qmp.send(&qmp::BlockdevAdd(options), None).await;
+        };
+        if read_only {
+            check_unwritable(file)?;
+        }
+        let named = self.qmp.send(&qmp::AddFd { fdset_id: fdset }, Some(file.as_fd())).await?;
+        let options = devices::file_node(&node.name, fdset, read_only);
+        let added = self.qmp.send(&qmp::BlockdevAdd(options), None).await?;
+        named.answer().await?;
+        Ok(added)
+    }
+
+    /// Adds nodes over files, and puts them behind disks all at once.
     async fn exchange(
         &self,
         disks: &[(Disk, Option<OwnedFd>)],
@@ -126,23 +142,9 @@ impl Running {
     ) -> Result<(), Error> {
         let mut added = Vec::new();
         for (disk, file) in disks {
-            let number = self.next_number.fetch_add(1, Ordering::Relaxed);
-            let name = devices::file_node_name(number);
-            let (options, named) = match file {
-                Some(file) => {
-                    if disk.read_only() {
-                        check_unwritable(file)?;
-                    }
-                    let add = qmp::AddFd { fdset_id: number };
-                    let named = self.qmp.send(&add, Some(file.as_fd())).await?;
-                    (devices::file_node(&name, number, disk.read_only()), Some(named))
-                }
-                None => (devices::empty_node(&name), None),
-            };
-            nodes.push((*disk, FileNode { name, fdset: file.is_some().then_some(number) }));
-            added.push(self.qmp.send(&qmp::BlockdevAdd(options), None).await?);
-            if let Some(named) = named {
-                named.answer().await?;
+            nodes.push((*disk, self.new_node(file.is_some())));
+            if let Some((_, node)) = nodes.last() {
+                added.push(self.add(node, file.as_ref(), disk.read_only()).await?);
             }
         }
         let top = |(disk, node): &(Disk, FileNode)| {
@@ -181,11 +183,7 @@ impl Vm for Running {
     async fn swap_disks(&self, disks: Vec<(Disk, Option<OwnedFd>)>) -> Result<(), Error> {
         let mut swaps = self.swaps.lock().await;
         let mut nodes = Vec::new();
-        let swapped = tokio::time::timeout(REQUEST_DEADLINE, self.exchange(&disks, &mut nodes));
-        let swapped = swapped.await.unwrap_or_else(|_| {
-            let (phase, limit) = (Phase::Running, REQUEST_DEADLINE);
-            Err(Error::TimedOut { phase, operation: "exchanging disks".into(), limit })
-        });
+        let swapped = in_time("exchanging disks", self.exchange(&disks, &mut nodes)).await;
         for (disk, node) in nodes {
             if swapped.is_ok() {
                 let old = std::mem::replace(&mut swaps.current[disk.index()], node);
@@ -251,6 +249,17 @@ impl Vm for Running {
         exit.reason = self.qmp.shutdown_reason();
         exit
     }
+}
+
+/// Several requests that belong together, in the time of one.
+async fn in_time<T>(
+    operation: &str,
+    requests: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let (phase, limit) = (Phase::Running, REQUEST_DEADLINE);
+    tokio::time::timeout(limit, requests)
+        .await
+        .unwrap_or_else(|_| Err(Error::TimedOut { phase, operation: operation.into(), limit }))
 }
 
 /// A descriptor that QEMU could open again for writing must not reach it.
