@@ -15,7 +15,6 @@ use crate::block::{self, Disks};
 use crate::failure::{Context, Failure};
 use crate::root::ROOT;
 use crate::sys;
-use nix::dir::{Dir, Entry};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -31,7 +30,6 @@ use vminitd_protocol::message::{MountSource, MountSpec};
 
 /// Where a volume is mounted while its tree is taken.
 const STAGE: &str = "/run/volume";
-const LOOK: &str = "look into a volume: its file may be damaged";
 /// What of a volume's file system the container sees: `lost+found` is beside it.
 const DATA: &str = "data";
 
@@ -115,7 +113,7 @@ fn mount_one(mount: &MountSpec, device: &Path) -> Result<OwnedFd, Failure> {
     let unmounted = umount2(stage, MntFlags::MNT_DETACH);
     let tree = tree?;
     // Read ahead: whoever fills it looks there.
-    is_empty(tree.as_fd())?;
+    is_empty(&path_of_tree(tree.as_fd()))?;
     unmounted.context(Mount, || "unmount the staged volume")?;
     Ok(tree)
 }
@@ -134,23 +132,17 @@ fn open_data(stage: &Path) -> Result<OwnedFd, Failure> {
 
 /// Fills the tree of a volume with what the image has at `path`, if it is empty.
 pub fn fill_tree(path: &[u8], tree: BorrowedFd<'_>) -> Result<(), Failure> {
-    match is_empty(tree)? {
-        true => copy(path, &PathBuf::from(format!("/proc/self/fd/{}/.", tree.as_raw_fd()))),
-        false => Ok(()),
-    }
+    fill(path, &path_of_tree(tree))
 }
 
-fn is_empty(tree: BorrowedFd<'_>) -> Result<bool, Failure> {
-    let own = |name: &[u8]| matches!(name, b"." | b"..");
-    let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-    let first = Dir::openat(tree, ".", flags, Mode::empty()).and_then(|mut entries| {
-        let mut entries = entries.iter();
-        let foreign = |entry: &nix::Result<Entry>| {
-            entry.as_ref().map_or(true, |entry| !own(entry.file_name().to_bytes()))
-        };
-        entries.find(foreign).transpose()
-    });
-    Ok(first.context(Mount, || LOOK)?.is_none())
+/// A directory that is open, by a path.
+fn path_of_tree(tree: BorrowedFd<'_>) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/.", tree.as_raw_fd()))
+}
+
+fn is_empty(volume: &Path) -> Result<bool, Failure> {
+    let first = fs::read_dir(volume).and_then(|mut entries| entries.next().transpose());
+    Ok(first.context(Mount, || "look into a volume: its file may be damaged")?.is_none())
 }
 
 fn mount_disk(device: &Path, place: &Path, spec: &MountSpec) -> Result<(), Failure> {
@@ -175,17 +167,12 @@ fn mount_disk(device: &Path, place: &Path, spec: &MountSpec) -> Result<(), Failu
 
 /// Copies what the image has at `path`, if the volume is empty.
 pub fn fill(path: &[u8], to: &Path) -> Result<(), Failure> {
-    let empty = fs::read_dir(to).and_then(|mut entries| entries.next().transpose());
-    match empty.context(Mount, || LOOK)? {
-        Some(_) => Ok(()),
-        None => copy(path, to),
+    if !is_empty(to)? {
+        return Ok(());
     }
-}
-
-fn copy(path: &[u8], to: &Path) -> Result<(), Failure> {
     let Some(image) = directory_in_root(path)? else { return Ok(()) };
-    let from = PathBuf::from(format!("/proc/self/fd/{}/.", image.as_raw_fd()));
-    super::tree::copy(&from, to).context(Mount, || "fill a volume with the image's files")
+    super::tree::copy(&path_of_tree(image.as_fd()), to)
+        .context(Mount, || "fill a volume with the image's files")
 }
 
 /// The directory that the container will find at a path before anything is mounted there.
