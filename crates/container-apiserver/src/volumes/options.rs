@@ -103,7 +103,7 @@ fn parse_journal(text: &str) -> Result<(JournalMode, Option<u64>)> {
     Ok((mode, size.map(mib).transpose()?))
 }
 
-fn format(size: u64, journal: Option<(JournalMode, Option<u64>)>) -> Result<FormatVolume> {
+pub fn format(size: u64, journal: Option<(JournalMode, Option<u64>)>) -> Result<FormatVolume> {
     if size > DISK_LEN {
         return Err(ApiError::new(
             ErrorCode::Unsupported,

@@ -44,9 +44,7 @@ impl Engine {
         };
         let staged = self.volumes.stage(&record).map_err(failed)?;
         if let Some(format) = format {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create_new(true).mode(0o600);
-            let disk = options.open(staged.path().join(DISK)).map_err(failed)?;
+            let disk = new_file(&staged.path().join(DISK)).map_err(failed)?;
             self.format_disk(&disk, format).await?;
             disk.sync_all().map_err(failed)?;
         }
@@ -64,13 +62,8 @@ impl Engine {
 
     /// Makes the disk of a volume as most are, which is nobody's: for a throwaway container.
     pub async fn throwaway_volume(&self, path: &Path) -> Result<()> {
-        let (_, format) = options::record(&VolumeOptions::default())?;
-        let mut options = OpenOptions::new();
-        let disk = options.read(true).write(true).create_new(true).mode(0o600).open(path)?;
-        match format {
-            Some(format) => self.format_disk(&disk, format).await,
-            None => Ok(()),
-        }
+        let disk = new_file(path)?;
+        self.format_disk(&disk, options::format(DISK_LEN, None)?).await
     }
 
     /// Removes a volume that no container has.
@@ -160,6 +153,10 @@ impl Engine {
         }
         usage
     }
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 
 /// `container 'a'`, `containers 'a', 'b'`.
