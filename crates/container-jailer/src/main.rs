@@ -34,6 +34,7 @@ mod confine;
 mod descriptors;
 mod error;
 mod ioctl;
+mod listener;
 mod namespaces;
 mod notify;
 mod process;

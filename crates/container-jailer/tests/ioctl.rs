@@ -4,17 +4,19 @@
 #[allow(dead_code, reason = "the jailer itself uses the rest")]
 #[path = "../src/ioctl.rs"]
 mod ioctl;
+#[path = "../src/listener.rs"]
+mod listener;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::libc::{self, sock_filter, sock_fprog};
+use nix::libc::{self, sock_filter};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// A start takes about a second; nothing is concluded from its time.
@@ -97,22 +99,8 @@ fn listen() -> io::Result<OwnedFd> {
         op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
         op(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
     ];
-    let filter = sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
     nix::sys::prctl::set_no_new_privs()?;
-    // SAFETY: the kernel copies `len` instructions from `filter`.
-    let listener = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
-            &raw const filter,
-        )
-    };
-    if listener < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call just returned this descriptor.
-    Ok(unsafe { OwnedFd::from_raw_fd(listener as i32) })
+    Ok(listener::install(&mut program)?)
 }
 
 /// The number of the next request, which is let through; none comes within a while, or its
