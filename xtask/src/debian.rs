@@ -30,6 +30,9 @@ const PROGRAMS: &[&str] = &["git", "postgresql"];
 /// What makes their root smaller.
 const SHRINK: &str = include_str!("../assets/programs.sh");
 
+/// Of all images.
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// The program in the top layer: reads its input and says what it saw.
 const PROGRAM: &str = include_str!("../assets/hello.py");
 
@@ -106,65 +109,71 @@ impl Distribution {
 
 /// An OCI archive of three layers: the distribution, python and sqlite, a program. Made once.
 pub fn image(workspace: &Workspace) -> Result<PathBuf> {
-    let folder = workspace.target.join("demo");
-    make_dir(&folder)?;
-    let archive = folder.join("debian.oci.tar");
-    let distribution = Distribution::of_the_machine()?;
-    let stamp = Stamp::new(folder.join("debian.stamp"))
-        .word("release", &distribution.codename)
-        .word("packages", &PACKAGES.join(" "))
-        .word("program", PROGRAM);
-    if stamp.is_current() && archive.exists() {
-        return Ok(archive);
-    }
-    let [base, full] = root_file_systems(&distribution, &folder)?;
-    step("image: packing the layers into an OCI archive");
-    let python = folder.join("python.tar");
-    difference(&base, &full, &python)?;
-    let program = Layer::build(|entries| {
-        entries.dir("app").file("app/hello.py", 0o755, PROGRAM.as_bytes());
-    });
-    Image::new(
-        &format!("docker.io/library/{NAME}"),
-        vec![Layer::File(base), Layer::File(python), program],
-        json!({
-            "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
-            "WorkingDir": "/app",
-            "Cmd": ["python3", "/app/hello.py"],
-        }),
-    )
-    .write_archive(&archive)?;
-    stamp.write()?;
-    Ok(archive)
+    made_once(workspace, "debian", PACKAGES, ("program", PROGRAM), |distribution, folder| {
+        let [base, full] = root_file_systems(distribution, folder)?;
+        step("image: packing the layers into an OCI archive");
+        let python = folder.join("python.tar");
+        difference(&base, &full, &python)?;
+        let program = Layer::build(|entries| {
+            entries.dir("app").file("app/hello.py", 0o755, PROGRAM.as_bytes());
+        });
+        Ok(Image::new(
+            &format!("docker.io/library/{NAME}"),
+            vec![Layer::File(base), Layer::File(python), program],
+            json!({
+                "Env": [PATH],
+                "WorkingDir": "/app",
+                "Cmd": ["python3", "/app/hello.py"],
+            }),
+        ))
+    })
 }
 
 /// An OCI archive with [`PROGRAMS`], for tests. Made once.
 pub fn programs(workspace: &Workspace) -> Result<PathBuf> {
+    let root = workspace.target.join("demo/programs.tar");
+    let archive =
+        made_once(workspace, "programs", PROGRAMS, ("shrink", SHRINK), |distribution, _| {
+            let (codename, packages) = (&distribution.codename, PROGRAMS.join(", "));
+            step(format!("image: mmdebstrap makes {codename} with {packages}"));
+            let shrink = workspace.root.join("xtask/assets/programs.sh");
+            distribution.customized_root(PROGRAMS, Some(&shrink), &root)?;
+            Ok(Image::new(
+                &format!("docker.io/library/{PROGRAMS_NAME}"),
+                vec![Layer::File(root.clone())],
+                json!({ "Env": [PATH], "Cmd": ["sh"] }),
+            ))
+        })?;
+    // Nothing else is made of it; it is there when the archive was made just now.
+    match std::fs::remove_file(&root) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", root.display()))
+        }
+        _ => Ok(archive),
+    }
+}
+
+/// The archive `NAME.oci.tar` of an image that is made of the distribution, packages and a further
+/// named input; made when one of these has changed.
+fn made_once(
+    workspace: &Workspace,
+    name: &str,
+    packages: &[&str],
+    (input, content): (&str, &str),
+    make: impl FnOnce(&Distribution, &Path) -> Result<Image>,
+) -> Result<PathBuf> {
     let folder = workspace.target.join("demo");
     make_dir(&folder)?;
-    let archive = folder.join("programs.oci.tar");
+    let archive = folder.join(format!("{name}.oci.tar"));
     let distribution = Distribution::of_the_machine()?;
-    let stamp = Stamp::new(folder.join("programs.stamp"))
+    let stamp = Stamp::new(folder.join(format!("{name}.stamp")))
         .word("release", &distribution.codename)
-        .word("packages", &PROGRAMS.join(" "))
-        .word("shrink", SHRINK);
+        .word("packages", &packages.join(" "))
+        .word(input, content);
     if stamp.is_current() && archive.exists() {
         return Ok(archive);
     }
-    step(format!("image: mmdebstrap makes {} with {}", distribution.codename, PROGRAMS.join(", ")));
-    let root = folder.join("programs.tar");
-    let shrink = workspace.root.join("xtask/assets/programs.sh");
-    distribution.customized_root(PROGRAMS, Some(&shrink), &root)?;
-    Image::new(
-        &format!("docker.io/library/{PROGRAMS_NAME}"),
-        vec![Layer::File(root.clone())],
-        json!({
-            "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
-            "Cmd": ["sh"],
-        }),
-    )
-    .write_archive(&archive)?;
-    std::fs::remove_file(&root).with_context(|| format!("remove {}", root.display()))?;
+    make(&distribution, &folder)?.write_archive(&archive)?;
     stamp.write()?;
     Ok(archive)
 }
