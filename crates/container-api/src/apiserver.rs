@@ -387,7 +387,7 @@ pub struct SpareStatus {
     pub template: String,
     /// Whether it serves containers with bind mounts, and these alone.
     pub mappable: bool,
-    /// `ready` or `being made`.
+    /// `ready`; `restored`: not made warm yet, since one start follows the other; `being made`.
     pub state: String,
     /// Bytes of the host's memory that it holds for itself.
     pub memory_in_bytes: u64,

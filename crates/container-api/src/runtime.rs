@@ -258,6 +258,10 @@ pub enum Request {
         #[serde(default)]
         trace: bool,
     },
+    /// A restored spare, once: runs throwaway containers in it, so that the start of a container
+    /// finds its way prepared and translated. Answer: `()` when it may be taken again.
+    #[serde(rename = "dev.container.Runtime.WarmUp")]
+    WarmUp,
     /// A spare only, once: becomes the container in `directory`, whose socket it serves from then
     /// on. Answer: `()` once it does; the container is then booting as any other.
     #[serde(rename = "dev.container.Runtime.Adopt")]

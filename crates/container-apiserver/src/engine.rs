@@ -318,20 +318,16 @@ impl Engine {
         }
     }
 
-    /// Waits until no start has been under way for `calm`, but not longer than `patience`: where
-    /// there is always one, what makes them faster must be made beside them.
-    pub async fn quiet(&self, calm: Duration, patience: Duration) {
-        let quiet = async {
-            loop {
-                self.starts.none().await;
-                let begun = self.starts.begun();
-                tokio::time::sleep(calm).await;
-                if self.starts.begun() == begun {
-                    return;
-                }
+    /// Waits until no start has been under way for `calm`.
+    pub async fn quiet(&self, calm: Duration) {
+        loop {
+            self.starts.none().await;
+            let begun = self.starts.begun();
+            tokio::time::sleep(calm).await;
+            if self.starts.begun() == begun {
+                return;
             }
-        };
-        let _ = tokio::time::timeout(patience, quiet).await;
+        }
     }
 
     /// The kernel of new VMs: a container's own one, or this installation's.

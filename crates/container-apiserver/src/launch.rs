@@ -131,7 +131,7 @@ impl Engine {
     /// It has the container's disk and nothing else of it.
     pub async fn launch_bare(&self, container: &Container, plan: &Plan) -> Result<Arc<Machine>> {
         if let Some(shape) = &plan.shape
-            && let Some(spare) = self.spare_for(shape, Needs { tap: false, mappable: false })
+            && let Some(spare) = self.spare_for(shape, Needs { tap: false, mappable: false }).await
         {
             match self.adopt_wired(container, plan, spare, Wires::default()).await {
                 Ok(machine) => return Ok(Arc::new(machine)),
@@ -162,8 +162,8 @@ impl Engine {
         }
         if let Some(shape) = &plan.shape
             && spares
-            && let Some(spare) =
-                self.spare_for(shape, Needs { tap: networked, mappable: plan.has_shares() })
+            && let needs = (Needs { tap: networked, mappable: plan.has_shares() })
+            && let Some(spare) = self.spare_for(shape, needs).await
         {
             match self.adopt(container, plan, spare, attachment).await {
                 Ok(machine) => return Ok(self.has_machine(container, machine)),
@@ -216,12 +216,10 @@ impl Engine {
     }
 
     /// A spare of this shape; while there is no template of it, also a larger one.
-    fn spare_for(&self, shape: &Shape, needs: Needs) -> Option<Spare> {
-        let exact = self.spares.take(shape, needs);
-        let larger = || {
-            (!self.templates.is_ready(&shape.key)).then(|| self.spares.take_larger(shape, needs))
-        };
-        exact.or_else(|| larger()?)
+    async fn spare_for(&self, shape: &Shape, needs: Needs) -> Option<Spare> {
+        let exact = self.spares.take(shape, needs).await;
+        let larger = || self.spares.take_larger(shape, needs);
+        exact.or_else(|| if self.templates.is_ready(&shape.key) { None } else { larger() })
     }
 
     fn has_machine(&self, container: &Container, machine: Machine) -> Arc<Machine> {

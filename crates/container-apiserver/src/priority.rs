@@ -25,14 +25,23 @@ fn has_capability() -> bool {
 
 /// Gives all threads of a process the usual priority.
 pub fn undo(pid: i32) {
+    set(pid, 0);
+}
+
+/// Gives all threads of a process the low priority.
+pub fn lower(pid: i32) {
+    set(pid, LOW);
+}
+
+fn set(pid: i32, niceness: i32) {
     let Ok(tasks) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return };
     for task in tasks.flatten() {
         let task = task.file_name().to_str().and_then(|tid| Pid::from_raw(tid.parse().ok()?));
         if let Some(task) = task
-            && let Err(error) = setpriority_process(Some(task), 0)
+            && let Err(error) = setpriority_process(Some(task), niceness)
             && error != rustix::io::Errno::SRCH
         {
-            tracing::warn!(pid, %error, "a process keeps its low priority");
+            tracing::warn!(pid, %error, "a process keeps its priority");
             return;
         }
     }
@@ -52,6 +61,8 @@ mod tests {
         while getpriority_process(Some(pid)) != Ok(10) {
             assert!(std::time::Instant::now() < end);
         }
+        lower(child.id() as i32);
+        assert_eq!(getpriority_process(Some(pid)), Ok(10));
         undo(child.id() as i32);
         let expected = if can_be_undone() { 0 } else { 10 };
         assert_eq!(getpriority_process(Some(pid)), Ok(expected));

@@ -125,8 +125,8 @@ impl Door {
                 limits::reclaim(container).await?;
                 Reply::done()
             }
-            // The state machine admits it nowhere.
-            Request::Adopt { .. } => {
+            // The state machine admits them nowhere.
+            Request::WarmUp | Request::Adopt { .. } => {
                 Err(ApiError::new(ErrorCode::InvalidState, "this is no spare"))
             }
             Request::Stats => Reply::new(&usage::of_container(container).await?),

@@ -184,6 +184,7 @@ pub fn name(request: &Request) -> &'static str {
         Request::Adopt { .. } => "adopt",
         Request::Update { .. } => "update",
         Request::Reclaim => "reclaim",
+        Request::WarmUp => "warm up",
         Request::Attach { .. } => "attach",
         Request::Exec { .. } => "exec",
         Request::Archive { .. } => "archive",

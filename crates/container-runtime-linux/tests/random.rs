@@ -29,6 +29,7 @@ enum Op {
     Signal(i32),
     Stats,
     Update(u32),
+    WarmUp,
     Adopt,
     Stop,
     Abort,
@@ -45,6 +46,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => prop::sample::select(vec![9, 15, 0, 99]).prop_map(Op::Signal),
         2 => Just(Op::Stats),
         2 => prop::sample::select(vec![1, 128, 256, 257]).prop_map(Op::Update),
+        2 => Just(Op::WarmUp),
         2 => Just(Op::Adopt),
         1 => Just(Op::Stop),
         1 => Just(Op::Abort),
@@ -136,6 +138,7 @@ impl World {
                 }
             }
             Op::Update(mib) => self.update(u64::from(mib) << 20).await,
+            Op::WarmUp => self.shrug(Request::WarmUp).await,
             Op::Adopt => self.adopt().await,
             Op::Stop => {
                 let stop = Request::Stop { signal: 15, timeout_ms: 500 };

@@ -98,6 +98,11 @@ impl Helper {
         }
     }
 
+    async fn warms_up(&self) {
+        self.waits().await;
+        self.call::<()>(Request::WarmUp).await.unwrap();
+    }
+
     /// The spare becomes the container in a directory of its own.
     async fn adopt(mut self) -> Helper {
         self.waits().await;
@@ -186,37 +191,48 @@ fn a_boot_that_hangs_or_panics_is_repeated_once() {
 #[test]
 fn a_spare_becomes_a_container() {
     on_local(async {
+        becomes_a_container(Helper::spare(WELL).await).await;
         let helper = Helper::spare(WELL).await;
-        helper.waits().await;
-        let state = helper.state().await;
-        assert_eq!((state.vm_origin, state.hypervisor_pid), (Some(VmOrigin::Spare), Some(4242)));
-        let usage: Usage = helper.call(Request::Stats).await.unwrap();
-        assert!(usage.host_memory_bytes > 1 << 20 && usage.host_cpu_usec == 5000, "{usage:?}");
-        let refused = helper.call::<()>(START).await.unwrap_err();
-        assert_eq!(refused.code, ErrorCode::InvalidState);
-        assert!(refused.message.contains("spare"), "{refused}");
-        let warm = helper.deeds.borrow().calls.len();
-
-        let spares = helper.directory.path().to_owned();
-        let helper = helper.adopt().await;
-        helper.call::<()>(START).await.unwrap();
-        assert!(!spares.join("runtime.sock").exists());
-        assert!(container_runtime_linux::directory::lock(helper.directory.path()).is_err());
-        let again =
-            helper.call::<()>(Request::Adopt { directory: spares, taps: 0 }).await.unwrap_err();
+        let before = helper.deeds.borrow().calls.len();
+        helper.warms_up().await;
+        assert!(helper.deeds.borrow().calls[before..].contains(&"start"));
+        let again = helper.call::<()>(Request::WarmUp).await.unwrap_err();
         assert_eq!(again.code, ErrorCode::InvalidState);
-        {
-            let deeds = helper.deeds.borrow();
-            assert_eq!(deeds.restored, [true]);
-            assert_eq!(deeds.swapped, [(Disk::Image, true), (Disk::Upper, true)]);
-            let own = deeds.calls[warm..].iter().filter(|name| !name.is_empty());
-            assert_eq!(own.copied().collect::<Vec<_>>(), ["setup", "mount", "start"]);
-        }
-        let (mishaps, state) = (helper.mishaps.clone(), helper.state().await);
-        assert_eq!((state.phase, state.vm_origin), (Phase::Running, Some(VmOrigin::Spare)));
-        mishaps.send(Mishap::Exits).unwrap();
-        assert_eq!(helper.end().await.exit_code, 3);
+        becomes_a_container(helper).await;
     });
+}
+
+async fn becomes_a_container(helper: Helper) {
+    helper.waits().await;
+    let state = helper.state().await;
+    assert_eq!((state.vm_origin, state.hypervisor_pid), (Some(VmOrigin::Spare), Some(4242)));
+    let usage: Usage = helper.call(Request::Stats).await.unwrap();
+    assert!(usage.host_memory_bytes > 1 << 20 && usage.host_cpu_usec == 5000, "{usage:?}");
+    let refused = helper.call::<()>(START).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::InvalidState);
+    assert!(refused.message.contains("spare"), "{refused}");
+    let before = helper.deeds.borrow().calls.len();
+
+    let spares = helper.directory.path().to_owned();
+    let helper = helper.adopt().await;
+    helper.call::<()>(START).await.unwrap();
+    assert!(!spares.join("runtime.sock").exists());
+    assert!(container_runtime_linux::directory::lock(helper.directory.path()).is_err());
+    for late in [Request::Adopt { directory: spares, taps: 0 }, Request::WarmUp] {
+        let error = helper.call::<()>(late).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidState);
+    }
+    {
+        let deeds = helper.deeds.borrow();
+        assert_eq!(deeds.restored, [true]);
+        assert_eq!(deeds.swapped, [(Disk::Image, true), (Disk::Upper, true)]);
+        let own = deeds.calls[before..].iter().filter(|name| !name.is_empty());
+        assert_eq!(own.copied().collect::<Vec<_>>(), ["setup", "mount", "start"]);
+    }
+    let (mishaps, state) = (helper.mishaps.clone(), helper.state().await);
+    assert_eq!((state.phase, state.vm_origin), (Phase::Running, Some(VmOrigin::Spare)));
+    mishaps.send(Mishap::Exits).unwrap();
+    assert_eq!(helper.end().await.exit_code, 3);
 }
 
 #[test]
@@ -250,7 +266,10 @@ fn a_root_that_is_not_mounted_is_why_nothing_starts() {
 fn a_spare_that_is_of_no_use_ends() {
     on_local(async {
         let helper = Helper::spare(Vices { warm_up: true, ..WELL }).await;
+        helper.waits().await;
+        let error = helper.call::<()>(Request::WarmUp).await.unwrap_err();
         let record = helper.end().await;
+        assert_eq!((error.code, &error.message), (ErrorCode::Unavailable, &record.reason));
         assert!(record.reason.contains("throwaway container's program"), "{record:?}");
 
         let helper = Helper::spare(WELL).await;

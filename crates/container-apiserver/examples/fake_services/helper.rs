@@ -197,7 +197,9 @@ impl Service for Helper {
         use runtime::Request as R;
         let now = self.now.borrow().clone();
         match request {
-            R::Adopt { .. } => Err(ApiError::new(ErrorCode::InvalidState, "not a spare")),
+            R::WarmUp | R::Adopt { .. } => {
+                Err(ApiError::new(ErrorCode::InvalidState, "not a spare"))
+            }
             R::Reclaim => Reply::done(),
             R::Update { resources } => {
                 if resources.memory_in_bytes > self.shape.memory_in_bytes {

@@ -48,10 +48,14 @@ pub async fn run(directory: &Path, taps: usize) -> Result<()> {
         taken: Notify::new(),
         taps,
     });
-    let warm = spare.clone();
+    let restored = spare.clone();
     tokio::spawn(async move {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        *warm.ready.lock().expect("whole") = control("spare") != "slow";
+        let pause = || tokio::time::sleep(std::time::Duration::from_millis(20));
+        pause().await;
+        while control("spare") == "slow" {
+            pause().await;
+        }
+        *restored.ready.lock().expect("whole") = true;
     });
     let serve = crate::listen(directory, names::SOCKET, spare.clone());
     tokio::pin!(serve);
@@ -109,6 +113,10 @@ impl Service for Spare {
                 vm_origin: Some(VmOrigin::Spare),
                 out_of_memory_kills: Vec::new(),
             }),
+            Request::WarmUp => match control("spare").as_str() {
+                "cold" => refused("not warm".into()),
+                _ => Reply::done(),
+            },
             Request::Adopt { directory, taps } => match control("spare").as_str() {
                 "refuse" => refused("not today".into()),
                 "die" => std::process::exit(1),

@@ -1,12 +1,12 @@
 //! Making and ending spares in the background.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use container_api::{ApiError, Result};
 use tokio::time::{sleep, timeout};
 
-use super::pool::Order;
+use super::pool::{Kind, Order};
 use super::vm::Spare;
 use crate::directory::remove_tree;
 use crate::engine::Engine;
@@ -17,8 +17,6 @@ use crate::process::Identity;
 /// How long no start must have been under way: a spare that is made beside a start costs it more
 /// than the next one gains.
 const QUIET: Duration = Duration::from_millis(150);
-/// How long that is waited for, where one start follows the other.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// From the kill to the end of one that a former service has left.
 const LEFT_OVER: Duration = Duration::from_secs(2);
 
@@ -30,20 +28,42 @@ pub async fn run(engine: Arc<Engine>) {
         tracing::warn!(%error, "no spares are kept ahead");
     }
     loop {
+        if tidy(&engine).await && work(&engine).await {
+            continue;
+        }
         tokio::select! {
             () = engine.spares.wake.notified() => {}
             () = sleep(engine.spares.look_later()) => {}
         }
-        if !tidy(&engine).await {
-            continue;
-        }
-        while let Some(order) = engine.spares.missing(|key| engine.templates.is_ready(key)) {
-            engine.quiet(QUIET, PATIENCE).await;
-            if !make_one(&engine, &order).await {
-                break;
+    }
+}
+
+/// Restores a spare or makes one warm; false when nothing is to be done now.
+async fn work(engine: &Arc<Engine>) -> bool {
+    let spares = &engine.spares;
+    if let Some((order, hurried)) = spares.missing(|key| engine.templates.is_ready(key)) {
+        if !hurried {
+            tokio::select! {
+                () = engine.quiet(QUIET) => {}
+                // Perhaps another one.
+                () = spares.hurry.notified() => return true,
             }
         }
+        spares.restoring(&order);
+        let restored = restore(engine, &order, hurried).await;
+        return done(engine, order.kind(), restored).await;
     }
+    if !spares.any_cold() {
+        return false;
+    }
+    tokio::select! {
+        () = engine.quiet(QUIET) => {}
+        () = spares.hurry.notified() => return true,
+    }
+    let Some(spare) = spares.warming() else { return true };
+    let kind = spare.kind();
+    let warmed = spare.warm_up(engine).await;
+    done(engine, kind, warmed).await
 }
 
 /// `[runtime] spare = N`: the default shape is in use from the start on.
@@ -74,15 +94,13 @@ async fn tidy(engine: &Arc<Engine>) -> bool {
     short.is_none()
 }
 
-/// Makes a spare; false when no other should be tried now.
-async fn make_one(engine: &Arc<Engine>, order: &Order) -> bool {
-    let (template, mappable) = (&order.shape.key, order.mappable);
-    let begun = Instant::now();
-    match try_make(engine, order).await {
+/// Puts a spare where starts find it; false when no other should be tried now.
+async fn done(engine: &Arc<Engine>, kind: Kind, made: Result<Spare>) -> bool {
+    let (template, mappable) = (&kind.key, kind.mappable);
+    match made {
         Ok(spare) => {
-            let pid = spare.handle().identity().pid;
-            let took_ms = begun.elapsed().as_millis() as u64;
-            tracing::info!(template, mappable, pid, took_ms, "a spare is ready");
+            let (pid, warm) = (spare.handle().identity().pid, spare.is_warm());
+            tracing::info!(template, mappable, pid, warm, "a spare is ready");
             let (watched, handle) = (engine.clone(), spare.handle().clone());
             match engine.spares.made(spare) {
                 Some(unwanted) => unwanted.end().await,
@@ -97,17 +115,18 @@ async fn make_one(engine: &Arc<Engine>, order: &Order) -> bool {
         }
         Err(error) => {
             tracing::warn!(template, %error, "a spare was not made");
-            engine.spares.failed(order);
+            engine.spares.failed(kind);
             false
         }
     }
 }
 
-async fn try_make(engine: &Arc<Engine>, order: &Order) -> Result<Spare> {
+async fn restore(engine: &Arc<Engine>, order: &Order, hurried: bool) -> Result<Spare> {
     let template = engine.templates.acquire(&order.shape).await;
     let template = template.filter(|template| template.key == order.shape.key);
     let template = template.ok_or_else(|| ApiError::internal("its template is gone"))?;
-    Spare::make(engine, order, &template, |handle| engine.spares.launched(handle)).await
+    let launched = |handle| engine.spares.launched(handle);
+    Spare::restore(engine, order, &template, hurried, launched).await
 }
 
 /// Ends all spares: `close` for good.

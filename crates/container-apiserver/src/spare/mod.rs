@@ -1,11 +1,17 @@
-//! Spare VMs: restored ahead, warmed by a throwaway container, taken by one start each.
+//! Spare VMs: restored ahead, warmed by throwaway containers, taken by one start each.
 //!
 //! ```text
-//! shape in use, template ready ──► being made ──► ready ──take──► adopted: a container's helper
-//!                                      │ fails      │
-//!                                   back-off        └── idle, memory pressure, template gone,
-//!                                                       dead, service ends ──► ended
+//! shape in use, template ready ──► restoring ──► restored ──► warming ──► ready
+//!                                      │ fails     │ take        │ fails    │ take
+//!                                   back-off       └─────────────│──────────┴──► adopted: a
+//!                                                             back-off          container's helper
+//! restored, ready ── idle, memory pressure, template gone, dead, service ends ──► ended
 //! ```
+//! A spare is made in a quiet moment. Where starts follow each other there is none: then one that
+//! finds no warm spare has the next restored at once, beside it, so that the processor that one
+//! start leaves idle works for the next. A start waits for the spare that is being restored or made
+//! warm: that takes less than a VM of its own.
+//!
 //! A spare is a process of its own, like a container's helper, with a directory in
 //! `spares/`. It survives nothing: a service that starts ends those of the one before.
 //!

@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use container_api::apiserver::SpareStatus;
 use container_api::config::RuntimeConfig;
 use container_api::types::UsageOf;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::timeout;
 
 use super::vm::Spare;
 use crate::backoff::Backoff;
 use crate::kernel::Kernel;
+use crate::priority;
 use crate::process::Handle;
 use crate::template::Shape;
 
@@ -20,6 +22,9 @@ use crate::template::Shape;
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 /// Longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+
+/// How long a start waits for the spare that is being made.
+const JOIN_LIMIT: Duration = Duration::from_secs(10);
 
 /// All spares.
 #[derive(Debug)]
@@ -30,16 +35,34 @@ pub struct Spares {
     pub(super) idle: Duration,
     inner: Mutex<Inner>,
     pub(super) wake: Notify,
+    /// One is to be restored at once.
+    pub(super) hurry: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     ready: Vec<Spare>,
-    making: Option<(Kind, Option<Arc<Handle>>)>,
+    making: Option<Making>,
     uses: BTreeMap<Kind, Use>,
     failures: BTreeMap<Kind, Backoff>,
     /// The service ends: none is made any more.
     closed: bool,
+}
+
+/// A spare that is being restored or made warm.
+#[derive(Debug)]
+struct Making {
+    kind: Kind,
+    /// Its process.
+    handle: Option<Arc<Handle>>,
+    /// The start that waits for it.
+    joined: Option<Joined>,
+}
+
+#[derive(Debug)]
+struct Joined {
+    needs: Needs,
+    gets: oneshot::Sender<Spare>,
 }
 
 /// What tells spares apart.
@@ -63,7 +86,7 @@ pub struct Order {
 }
 
 impl Order {
-    fn kind(&self) -> Kind {
+    pub(super) fn kind(&self) -> Kind {
         Kind { key: self.shape.key.clone(), mappable: self.mappable }
     }
 }
@@ -73,6 +96,8 @@ impl Order {
 struct Use {
     order: Order,
     last: Instant,
+    /// A start has found none that was warm: the next one is restored at once, beside it.
+    hurried: bool,
     /// So many spares whether it is used or not.
     kept: usize,
 }
@@ -100,6 +125,7 @@ impl Spares {
             idle: Duration::from_secs(config.spare_idle_seconds),
             inner: Mutex::default(),
             wake: Notify::new(),
+            hurry: Notify::new(),
         }
     }
 
@@ -134,16 +160,50 @@ impl Spares {
         }
         let mut inner = self.inner();
         let entry = inner.uses.entry(order.kind());
-        let entry = entry.or_insert_with(|| Use { order, last: Instant::now(), kept });
+        let entry =
+            entry.or_insert_with(|| Use { order, last: Instant::now(), hurried: false, kept });
         entry.last = Instant::now();
         entry.kept = entry.kept.max(kept);
         drop(inner);
         self.look();
     }
 
-    /// Takes a spare of this very shape.
-    pub fn take(&self, shape: &Shape, needs: Needs) -> Option<Spare> {
-        self.take_where(|spare| spare.shape.key == shape.key && needs.are_met(spare))
+    /// Takes a spare of this very shape, or waits for the one that is being made.
+    pub async fn take(&self, shape: &Shape, needs: Needs) -> Option<Spare> {
+        let kind = Kind { key: shape.key.clone(), mappable: needs.mappable };
+        let taken = self.take_where(|spare| spare.kind() == kind && needs.are_met(spare));
+        if !taken.as_ref().is_some_and(Spare::is_warm) {
+            self.hurry(&kind);
+        }
+        match taken {
+            Some(spare) => Some(spare),
+            None => timeout(JOIN_LIMIT, self.join(&kind, needs)?).await.ok()?.ok(),
+        }
+    }
+
+    /// Has the next spare of a kind in use restored at once.
+    fn hurry(&self, kind: &Kind) {
+        if let Some(entry) = self.inner().uses.get_mut(kind) {
+            entry.hurried = true;
+            self.hurry.notify_one();
+            self.wake.notify_one();
+        }
+    }
+
+    /// The spare that is being made, once it is, for the first who asks.
+    fn join(&self, kind: &Kind, needs: Needs) -> Option<oneshot::Receiver<Spare>> {
+        let mut inner = self.inner();
+        let making = inner.making.as_mut()?;
+        let waited_for = making.joined.as_ref().is_some_and(|joined| !joined.gets.is_closed());
+        if making.kind != *kind || waited_for {
+            return None;
+        }
+        if let Some(handle) = &making.handle {
+            priority::undo(handle.identity().pid);
+        }
+        let (gets, spare) = oneshot::channel();
+        making.joined = Some(Joined { needs, gets });
+        Some(spare)
     }
 
     /// Takes a spare of the next larger shape.
@@ -175,22 +235,46 @@ impl Spares {
 
     fn take_where(&self, fits: impl Fn(&Spare) -> bool) -> Option<Spare> {
         let mut inner = self.inner();
-        let place = inner.ready.iter().position(|spare| fits(spare) && !spare.has_ended())?;
+        let fitting = inner.ready.iter().enumerate();
+        let fitting = fitting.filter(|(_, spare)| fits(spare) && !spare.has_ended());
+        let (place, _) = fitting.max_by_key(|(_, spare)| spare.is_warm())?;
         Some(inner.ready.remove(place))
     }
 
-    /// A spare that should be made now, given which templates are ready.
-    pub(super) fn missing(&self, is_ready: impl Fn(&str) -> bool) -> Option<Order> {
-        let mut inner = self.inner();
-        let found = inner.uses.iter().find(|(kind, entry)| {
+    /// A spare that should be made, given which templates are ready, and whether at once.
+    pub(super) fn missing(&self, is_ready: impl Fn(&str) -> bool) -> Option<(Order, bool)> {
+        let inner = self.inner();
+        let mut wanted = inner.uses.iter().filter(|(kind, entry)| {
             let there = inner.ready.iter().filter(|spare| spare.kind() == **kind).count();
             let failing = inner.failures.get(*kind).is_some_and(Backoff::lasts);
             there < entry.kept.max(1) && !failing && is_ready(&kind.key)
         });
-        let (kind, entry) = found.filter(|_| !inner.closed)?;
-        let (kind, order) = (kind.clone(), entry.order.clone());
-        inner.making = Some((kind, None));
-        Some(order)
+        let hurried = wanted.clone().find(|(_, entry)| entry.hurried);
+        let (_, entry) = hurried.or_else(|| wanted.next()).filter(|_| !inner.closed)?;
+        Some((entry.order.clone(), entry.hurried))
+    }
+
+    /// A spare is being restored from now on.
+    pub(super) fn restoring(&self, order: &Order) {
+        let mut inner = self.inner();
+        let kind = order.kind();
+        if let Some(entry) = inner.uses.get_mut(&kind) {
+            entry.hurried = false;
+        }
+        inner.making = Some(Making { kind, handle: None, joined: None });
+    }
+
+    /// Whether one could be made warm.
+    pub(super) fn any_cold(&self) -> bool {
+        self.inner().ready.iter().any(|spare| !spare.is_warm())
+    }
+
+    /// Takes one out that is made warm from now on.
+    pub(super) fn warming(&self) -> Option<Spare> {
+        let spare = self.take_where(|spare| !spare.is_warm())?;
+        let handle = Some(spare.handle().clone());
+        self.inner().making = Some(Making { kind: spare.kind(), handle, joined: None });
+        Some(spare)
     }
 
     /// The process of the spare that is being made.
@@ -199,16 +283,21 @@ impl Spares {
         if inner.closed {
             handle.kill();
         }
-        if let Some((_, making)) = &mut inner.making {
-            *making = Some(handle);
+        if let Some(making) = &mut inner.making {
+            making.handle = Some(handle);
         }
     }
 
-    /// A spare is ready. Given back when nobody wants it any more.
+    /// A spare is restored, or warm: whoever waits for it gets it. Given back when nobody wants it
+    /// any more.
     pub(super) fn made(&self, spare: Spare) -> Option<Spare> {
         let mut inner = self.inner();
-        inner.making = None;
+        let joined = inner.making.take().and_then(|making| making.joined);
         inner.failures.remove(&spare.kind());
+        let spare = match joined.filter(|joined| !inner.closed && joined.needs.are_met(&spare)) {
+            Some(joined) => joined.gets.send(spare).err()?,
+            None => spare,
+        };
         match inner.closed || !inner.uses.contains_key(&spare.kind()) {
             true => Some(spare),
             false => {
@@ -219,8 +308,7 @@ impl Spares {
     }
 
     /// A spare could not be made.
-    pub(super) fn failed(&self, order: &Order) {
-        let kind = order.kind();
+    pub(super) fn failed(&self, kind: Kind) {
         let mut inner = self.inner();
         inner.making = None;
         let before = inner.failures.get(&kind).copied();
@@ -265,7 +353,7 @@ impl Spares {
         let mut inner = self.inner();
         if close {
             inner.closed = true;
-            if let Some((_, Some(handle))) = &inner.making {
+            if let Some(handle) = inner.making.as_ref().and_then(|making| making.handle.as_ref()) {
                 handle.kill();
             }
         } else {
@@ -285,7 +373,7 @@ impl Spares {
         let inner = self.inner();
         let ready = inner.ready.iter().map(|spare| spare.handle().identity().pid);
         let making =
-            inner.making.iter().filter_map(|(_, handle)| Some(handle.as_ref()?.identity().pid));
+            inner.making.iter().filter_map(|making| Some(making.handle.as_ref()?.identity().pid));
         ready.chain(making).collect()
     }
 
@@ -309,12 +397,12 @@ impl Spares {
         let ready = inner.ready.iter().map(|spare| SpareStatus {
             template: spare.shape.key.clone(),
             mappable: spare.is_mappable(),
-            state: "ready".into(),
+            state: if spare.is_warm() { "ready" } else { "restored" }.into(),
             memory_in_bytes: spare.memory(),
         });
-        let making = inner.making.iter().map(|(kind, _)| SpareStatus {
-            template: kind.key.clone(),
-            mappable: kind.mappable,
+        let making = inner.making.iter().map(|making| SpareStatus {
+            template: making.kind.key.clone(),
+            mappable: making.kind.mappable,
             state: "being made".into(),
             memory_in_bytes: 0,
         });

@@ -50,6 +50,8 @@ pub struct Spare {
     tap: Option<String>,
     /// Whether a file server can map its RAM.
     mappable: bool,
+    /// Whether throwaway containers ran in it.
+    warm: bool,
 }
 
 /// What a container's machine is made of when it was a spare.
@@ -64,21 +66,21 @@ pub struct Adopted {
 }
 
 impl Spare {
-    /// Makes one from its template, and waits until it is ready. `launched` is told its process.
-    pub async fn make(
+    /// Restores one from its template, and waits until its guest answers. `launched` is told its
+    /// process. Not `hurried`: at a low priority.
+    pub async fn restore(
         engine: &Arc<Engine>,
         order: &Order,
         template: &Acquired,
+        hurried: bool,
         launched: impl FnOnce(Arc<Handle>),
     ) -> Result<Spare> {
         let directory = engine.root.spares().join(name::random()?);
         DirBuilder::new().mode(0o700).create(&directory)?;
-        let made = match Self::launch(engine, order, template, &directory).await {
+        let made = match Self::launch(engine, order, template, hurried, &directory).await {
             Ok((helper, uid, tap)) => {
                 launched(helper.handle.clone());
-                let ready = wait_ready(&helper).await;
-                let _ = std::fs::remove_file(directory.join(VOLUME));
-                match ready {
+                match wait_ready(&helper).await {
                     Ok((client, hypervisor)) => Ok(Spare {
                         shape: order.shape.clone(),
                         directory: directory.clone(),
@@ -88,6 +90,7 @@ impl Spare {
                         uid,
                         tap,
                         mappable: order.mappable,
+                        warm: false,
                     }),
                     Err(error) => {
                         helper.handle.kill();
@@ -108,6 +111,7 @@ impl Spare {
         engine: &Arc<Engine>,
         order: &Order,
         template: &Acquired,
+        hurried: bool,
         directory: &Path,
     ) -> Result<(Helper, JailUid, Option<String>)> {
         let Order { shape, kernel, mappable } = order;
@@ -116,7 +120,6 @@ impl Spare {
         let upper = directory.join(files::UPPER);
         copy_disk(&engine.empty_upper().await?, &upper)?;
         let volume = VolumeDisk { path: directory.join(VOLUME), read_only: false };
-        engine.throwaway_volume(&volume.path).await.map_err(|e| e.context("a throwaway volume"))?;
         let mut spec = engine.vm_spec(kernel, &report, shape.resources)?;
         spec.volumes = vec![volume];
         spec.virtualization = shape.virtualization;
@@ -128,11 +131,45 @@ impl Spare {
         write_json(directory, files::VM_SPEC, &spec)?;
         let program = paths::program("container-runtime-linux")?;
         let (tap, taps) = parked(engine).await;
-        let launch = Launch { command: "spare", low_priority: priority::can_be_undone(), taps };
+        let low_priority = !hurried && priority::can_be_undone();
+        let launch = Launch { command: "spare", low_priority, taps };
         let helper = Helper::launch(&program, directory, launch)
             .map_err(|e| ApiError::from(e).context(program.display()))?;
         Helper::write_identity(directory, helper.handle.identity().pid)?;
         Ok((helper, uid, tap))
+    }
+
+    /// Runs throwaway containers in it, at a low priority. One that fails is ended.
+    pub async fn warm_up(mut self, engine: &Arc<Engine>) -> Result<Spare> {
+        if priority::can_be_undone() {
+            self.processes().for_each(priority::lower);
+        }
+        let volume = self.directory.join(VOLUME);
+        let warmed = async {
+            let made = engine.throwaway_volume(&volume).await;
+            made.map_err(|error| error.context("a throwaway volume"))?;
+            self.client.call::<_, ()>(&Request::WarmUp, &[], Some(READY_DEADLINE)).await
+        };
+        let warmed = warmed.await;
+        let _ = std::fs::remove_file(&volume);
+        if let Err(error) = warmed {
+            self.end().await;
+            return Err(error);
+        }
+        self.processes().for_each(priority::undo);
+        self.warm = true;
+        Ok(self)
+    }
+
+    /// Its helper and its hypervisor.
+    pub fn processes(&self) -> impl Iterator<Item = i32> {
+        let processes = std::iter::once(&*self.helper.handle).chain(&self.hypervisor);
+        processes.map(|process| process.identity().pid)
+    }
+
+    /// Whether throwaway containers ran in it.
+    pub fn is_warm(&self) -> bool {
+        self.warm
     }
 
     /// Whether it has ended by itself.
@@ -196,8 +233,7 @@ impl Spare {
 
     /// Bytes of the host's memory that it holds for itself; of a process that has gone, none.
     pub fn memory(&self) -> u64 {
-        let processes = std::iter::once(&*self.helper.handle).chain(&self.hypervisor);
-        processes.map(|process| memory::own_with_memfds(process.identity().pid).unwrap_or(0)).sum()
+        self.processes().map(|pid| memory::own_with_memfds(pid).unwrap_or(0)).sum()
     }
 
     /// Bytes of disk that it holds.

@@ -36,12 +36,17 @@ const MAX_WORDS: u64 = 16 << 10;
 /// The maker ends itself when this service does.
 const LEFT_OVER: Duration = Duration::from_secs(2);
 
+/// Waits for a moment without starts, but not for ever.
+async fn quiet(engine: &Engine) {
+    let _ = timeout(PATIENCE, engine.quiet(QUIET)).await;
+}
+
 /// Makes what is wanted; never ends.
 pub async fn run(engine: Arc<Engine>) {
     loop {
         engine.templates.wake.notified().await;
         loop {
-            engine.quiet(QUIET, PATIENCE).await;
+            quiet(&engine).await;
             let Some((shape, kernel)) = engine.templates.next() else { break };
             let begun = Instant::now();
             tracing::info!(template = shape.key, resources = ?shape.resources, "a template is made");
@@ -181,7 +186,7 @@ pub async fn check(engine: Arc<Engine>, unfinished: Vec<PathBuf>) {
     if let Ok(report) = engine.probe.usable().await {
         engine.templates.drop_stale(&report.template_identity);
     }
-    engine.quiet(QUIET, PATIENCE).await;
+    quiet(&engine).await;
     let checker = engine.clone();
     if let Err(error) = at_low_priority(move || checker.templates.check_all()).await {
         tracing::warn!(%error, "templates are checked when they are used");

@@ -28,6 +28,10 @@ fn spares(it: &Installation) -> Vec<i32> {
     found
 }
 
+fn being_made(it: &Installation, status: &SystemStatus) -> bool {
+    status.spares.iter().any(|spare| spare.state == "being made") && !spares(it).is_empty()
+}
+
 async fn with_spare(it: &Installation) {
     it.run(options("warm", "sleep")).await;
     it.until_status("a spare is ready", ready(1)).await;
@@ -123,15 +127,46 @@ async fn so_many_as_wanted_are_kept_from_the_start_on() {
 }
 
 #[tokio::test]
+async fn a_start_waits_for_the_one_that_is_being_made() {
+    let it = Installation::started();
+    it.tell("spare", "slow");
+    it.run(options("warm", "sleep")).await;
+    it.until_status("one is being made", |status| being_made(&it, status)).await;
+    let mended = async {
+        while it.inspect("c0").await.is_ok_and(|c0| c0.status != Status::Starting) {
+            tokio::task::yield_now().await;
+        }
+        it.tell("spare", "");
+    };
+    let (origin, ()) = tokio::join!(it.run(options("c0", "sleep")), mended);
+    assert_eq!(origin, VmOrigin::Spare);
+    // The next one is restored at once, and starts follow each other without a pause.
+    for name in ["c1", "c2", "c3"] {
+        assert_eq!(it.run(options(name, "sleep")).await, VmOrigin::Spare);
+    }
+    it.until_status("the last one is warm", ready(1)).await;
+}
+
+#[tokio::test]
+async fn one_that_does_not_get_warm_is_ended() {
+    let it = Installation::started();
+    it.tell("spare", "cold");
+    it.run(options("warm", "sleep")).await;
+    it.until_status("one is there", |status| status.spares.len() == 1).await;
+    it.until_status("it is ended", |status| status.spares.is_empty()).await;
+    wait_until("its process ends", || spares(&it).is_empty());
+    assert!(it.list(&it.root.spares()).is_empty());
+    it.tell("spare", "");
+    it.until_status("another one gets warm", ready(1)).await;
+}
+
+#[tokio::test]
 async fn a_slow_one_is_ended_with_the_service() {
     let it = Installation::started();
     it.tell("spare", "slow");
     it.run(options("warm", "sleep")).await;
-    let being_made = |status: &SystemStatus| {
-        status.spares.iter().any(|spare| spare.state == "being made") && !spares(&it).is_empty()
-    };
+    let being_made = |status: &SystemStatus| being_made(&it, status);
     it.until_status("one is being made", being_made).await;
-    assert_eq!(it.run(options("c0", "sleep")).await, VmOrigin::Template, "nobody waits for it");
     it.kill_service();
     let left = spares(&it);
     it.start_service();

@@ -9,11 +9,20 @@ use container_api::trace::now_ns;
 use container_api::types::{ExitRecord, VmOrigin};
 use container_api::varlink::{Reply, Responder, Service};
 use container_api::{ApiError, ErrorCode};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::state::{Admission, Machine};
 use crate::port::Port;
 use crate::{exit, tap, usage};
+
+/// What is asked of a spare that waits.
+#[derive(Debug)]
+pub enum Task {
+    /// To be made warm. Told once it is, or why it isn't.
+    WarmUp(oneshot::Sender<Result<(), ApiError>>),
+    /// To become a container.
+    Adopt(Adoption),
+}
 
 /// The wish to become a container.
 #[derive(Debug)]
@@ -32,13 +41,13 @@ pub struct Adoption {
 struct Inner {
     machine: Machine,
     hypervisor_pid: Option<i32>,
-    adopt: Option<oneshot::Sender<Adoption>>,
 }
 
 /// Serves a spare.
 #[derive(Debug)]
 pub struct Door {
     inner: Mutex<Inner>,
+    tasks: mpsc::Sender<Task>,
     port: Port,
     /// True once the spare is to end.
     given_up: watch::Sender<bool>,
@@ -47,17 +56,19 @@ pub struct Door {
 }
 
 impl Door {
-    /// A door, and where the one wish to become a container arrives.
-    pub fn new(port: Port) -> (Arc<Door>, oneshot::Receiver<Adoption>) {
-        let (adopt, adoption) = oneshot::channel();
-        let inner = Inner { machine: Machine::default(), hypervisor_pid: None, adopt: Some(adopt) };
+    /// A door, and where what it admits arrives.
+    pub fn new(port: Port) -> (Arc<Door>, mpsc::Receiver<Task>) {
+        // The state machine admits one at a time.
+        let (tasks, arriving) = mpsc::channel(1);
+        let inner = Inner { machine: Machine::default(), hypervisor_pid: None };
         let door = Door {
             inner: Mutex::new(inner),
+            tasks,
             port,
             given_up: watch::Sender::new(false),
             outcome: watch::Sender::new(None),
         };
-        (Arc::new(door), adoption)
+        (Arc::new(door), arriving)
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -69,9 +80,9 @@ impl Door {
         self.inner().hypervisor_pid = Some(pid);
     }
 
-    /// The spare may be taken.
-    pub fn warmed(&self) {
-        self.inner().machine.warmed();
+    /// The spare may be taken: it is restored, or warm.
+    pub fn done(&self) {
+        self.inner().machine.done();
     }
 
     /// The spare is to end, unless it is a container's by now.
@@ -113,12 +124,17 @@ impl Door {
     }
 
     async fn hand_over(&self, directory: PathBuf, taps: Vec<OwnedFd>) -> Result<Reply, ApiError> {
+        let began_ns = now_ns();
+        self.ask(|answer| Task::Adopt(Adoption { directory, taps, began_ns, answer })).await
+    }
+
+    async fn ask(
+        &self,
+        task: impl FnOnce(oneshot::Sender<Result<(), ApiError>>) -> Task,
+    ) -> Result<Reply, ApiError> {
         let (answer, answered) = oneshot::channel();
-        let adoption = Adoption { directory, taps, began_ns: now_ns(), answer };
         let lost = || ApiError::new(ErrorCode::Unavailable, "the spare VM has ended");
-        // It is there: the state machine admits one.
-        let adopt = self.inner().adopt.take().ok_or_else(lost)?;
-        adopt.send(adoption).map_err(|_| lost())?;
+        self.tasks.send(task(answer)).await.map_err(|_| lost())?;
         answered.await.map_err(|_| lost())??;
         Reply::done()
     }
@@ -142,6 +158,7 @@ impl Service for Door {
             (Admission::HandOver, Request::Adopt { directory, .. }) => {
                 self.hand_over(directory, fds).await
             }
+            (Admission::WarmUp, _) => self.ask(Task::WarmUp).await,
             (Admission::End, request) => {
                 self.given_up.send_replace(true);
                 let record = self.outcome().await;

@@ -1,8 +1,12 @@
 //! A VM that is made ahead and waits to become a container's.
 //!
 //! ```text
-//! restored ─► set up ─► throwaway containers, the NIC up meanwhile ─► waits ──Adopt──► life::run_adopted
+//! restored ─► set up ─► waits ──WarmUp──► throwaway containers, the NIC up meanwhile ─► waits
+//!                         └──Adopt──► life::run_adopted ◄──────────Adopt──────────────────┘
 //! ```
+//! Where one start follows the other there is no time to make a spare warm: it is worth the way to
+//! its agent's answer then.
+//!
 //! The first throwaway containers have volumes, behind the slots that are empty again afterwards.
 //! Nothing of a container is known before; [`Found`] is given away by then, so nothing of the spare
 //! is left after. A spare that fails before it is taken just ends; one that fails later is a
@@ -23,7 +27,7 @@ use container_api::{ApiError, ErrorCode};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::Receiver;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use vminitd_protocol::REQUEST_TIMEOUT;
 use vminitd_protocol::message::Call;
@@ -41,7 +45,7 @@ use crate::timeline::Timeline;
 use crate::vm::{self, Blueprint};
 use crate::{exit, helper, life, network, service, setup, throwaway};
 
-use door::{Adoption, Door};
+use door::{Adoption, Door, Task};
 
 /// Makes a spare in `directory`, serves it, and then the container that it becomes. Blocks. `taps`
 /// has that of its NIC, if it is to have one that leads somewhere later.
@@ -115,14 +119,14 @@ pub async fn serve<H: Hypervisor>(
 ) -> Result<Vec<Rest>> {
     let listener = helper::bind(&home.directory)?;
     let (port, mut wishes) = port::port();
-    let (door, adoption) = Door::new(port);
+    let (door, arriving) = Door::new(port);
     let connections = watch::Sender::new(0usize);
     let accept = tokio::spawn(service::accept(door.clone(), listener, connections.clone()));
     let signals = tokio::spawn(heed_signals(door.clone())).abort_handle();
-    let warmed = warm(&home, hypervisor, &blueprint, patience, &door).await;
+    let restored = restore(&home, hypervisor, &blueprint, patience, &door).await;
     blueprint.release_taps();
-    let outcome = match warmed {
-        Ok(spare) => wait(spare, &door, &mut wishes, adoption).await,
+    let outcome = match restored {
+        Ok(spare) => wait(spare, &door, &mut wishes, arriving, &blueprint).await,
         Err(record) => Outcome::Over(record),
     };
     match outcome {
@@ -165,8 +169,8 @@ enum Outcome<V> {
     Over(ExitRecord),
 }
 
-/// Restores the VM and runs the throwaway containers in it.
-async fn warm<H: Hypervisor>(
+/// Restores the VM and sets it up.
+async fn restore<H: Hypervisor>(
     home: &Home,
     hypervisor: &H,
     blueprint: &Blueprint,
@@ -187,25 +191,16 @@ async fn warm<H: Hypervisor>(
         NotFound::Failed(record) => record,
         NotFound::Cancelled => given_up(),
     })?;
-    let Found { vm, guest, events, boot_log, .. } = &mut found;
-    let made = async {
+    let Found { vm, guest, boot_log, .. } = &found;
+    let set_up = async {
         guest.control.command(setup::set_up(&[])?, REQUEST_TIMEOUT).await?;
-        let [up, down] = network::warm_up().map(|call| blueprint.has_nic().then_some(call));
-        let ask = async |call: Option<Call>| match call {
-            Some(call) => guest.control.command(call, REQUEST_TIMEOUT).await,
-            None => Ok(()),
-        };
-        // Up for as long as a container's: a kernel has things to do of a NIC that it does later.
-        ask(up).await?;
-        rehearse(vm, guest, events, blueprint).await?;
-        ask(down).await?;
         Ok::<_, anyhow::Error>(())
     };
     let failed = tokio::select! {
         biased;
         () = door.given_up() => Some(given_up()),
         exit = vm.ended() => Some(exit::of_vm(&exit, &boot_log.tail(), true, 0)),
-        made = made => made.err().map(|error| exit::failure(format!("{error:#}"))),
+        set_up = set_up => set_up.err().map(|error| exit::failure(format!("{error:#}"))),
     };
     if let Some(record) = failed {
         boot::end(vm).await;
@@ -213,6 +208,25 @@ async fn warm<H: Hypervisor>(
     }
     found.origin = VmOrigin::Spare;
     Ok(found)
+}
+
+/// Has the guest go through what a start goes through.
+async fn warm_up<V: Vm>(
+    vm: &V,
+    guest: &Guest,
+    events: &mut Receiver<GuestEvent>,
+    blueprint: &Blueprint,
+) -> Result<()> {
+    let [up, down] = network::warm_up().map(|call| blueprint.has_nic().then_some(call));
+    let ask = async |call: Option<Call>| match call {
+        Some(call) => guest.control.command(call, REQUEST_TIMEOUT).await,
+        None => Ok(()),
+    };
+    // Up for as long as a container's: a kernel has things to do of a NIC that it does later.
+    ask(up).await?;
+    rehearse(vm, guest, events, blueprint).await?;
+    ask(down).await?;
+    Ok(())
 }
 
 /// Runs the throwaway containers, on the volumes of the spare's specification. Nothing is left
@@ -236,26 +250,60 @@ async fn rehearse<V: Vm>(
     Ok(())
 }
 
-/// Waits until somebody takes the spare or it ends.
+/// Waits until somebody takes the spare or it ends; makes it warm meanwhile when asked to.
 async fn wait<V: Vm>(
     mut spare: Found<V>,
     door: &Door,
     wishes: &mut Wishes,
-    adoption: oneshot::Receiver<Adoption>,
+    mut arriving: Receiver<Task>,
+    blueprint: &Blueprint,
 ) -> Outcome<V> {
-    door.warmed();
+    let Found { vm, guest, events, boot_log, .. } = &mut spare;
+    let ended = async {
+        tokio::select! {
+            biased;
+            () = door.given_up() => exit::killed("the spare was given up"),
+            exit = vm.ended() => exit::of_vm(&exit, &boot_log.tail(), true, 0),
+            () = wishes.fulfil(vm) => exit::failure("the spare's port is lost"),
+        }
+    };
+    let life = async {
+        loop {
+            let task = tokio::select! {
+                biased;
+                task = arriving.recv() => task,
+                reason = lost(events) => {
+                    let reason = format!("the guest's channel was lost: {reason}");
+                    return Err(exit::failure(reason));
+                }
+            };
+            match task {
+                Some(Task::Adopt(adoption)) => return Ok(adoption),
+                Some(Task::WarmUp(answer)) => {
+                    let warmed = warm_up(vm, guest, events, blueprint).await;
+                    if let Err(error) = warmed {
+                        let record = exit::failure(format!("{error:#}"));
+                        let error = ApiError::new(ErrorCode::Unavailable, record.reason.clone());
+                        let _ = answer.send(Err(error));
+                        return Err(record);
+                    }
+                    door.done();
+                    tracing::info!("the spare is warm");
+                    let _ = answer.send(Ok(()));
+                }
+                None => return Err(exit::failure("the spare's door is lost")),
+            }
+        }
+    };
+    door.done();
     tracing::info!("the spare waits");
-    let Found { vm, events, boot_log, .. } = &mut spare;
     let record = tokio::select! {
         biased;
-        adoption = adoption => match adoption {
+        adoption = life => match adoption {
             Ok(adoption) => return Outcome::Taken(Box::new(spare), adoption),
-            Err(_) => exit::failure("the spare's door is lost"),
+            Err(record) => record,
         },
-        () = door.given_up() => exit::killed("the spare was given up"),
-        exit = vm.ended() => exit::of_vm(&exit, &boot_log.tail(), true, 0),
-        reason = lost(events) => exit::failure(format!("the guest's channel was lost: {reason}")),
-        () = wishes.fulfil(vm) => exit::failure("the spare's port is lost"),
+        record = ended => record,
     };
     door.give_up();
     boot::end(&spare.vm).await;

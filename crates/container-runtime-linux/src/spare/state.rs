@@ -1,9 +1,9 @@
 //! A spare's states. It is no container: nothing can be started in it, and it becomes one once.
 //!
 //! ```text
-//! Warming ──Warmed──► Waiting ──Adopt──► Taken   (a container from here on: crate::state)
-//!    │                   │
-//!    └──── Abort, Stop, failure ────► Over
+//! Restoring ──► Restored ──WarmUp──► Warming ──► Waiting
+//!                  └──Adopt──► Taken ◄──Adopt──────┘     (a container from here on: crate::state)
+//! any but Taken ── Abort, Stop, failure ──► Over
 //! ```
 
 use container_api::runtime::{Phase, Request};
@@ -13,9 +13,13 @@ use crate::state;
 /// Where a spare is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Its VM is restored and made warm.
+    /// Its VM is restored.
+    Restoring,
+    /// It may be taken, or made warm.
+    Restored,
+    /// It is made warm.
     Warming,
-    /// It may be taken.
+    /// It is warm and may be taken.
     Waiting,
     /// It is a container's.
     Taken,
@@ -27,15 +31,17 @@ impl State {
     /// The state as other services see it.
     pub fn phase(self) -> Phase {
         match self {
-            State::Warming => Phase::Booting,
-            State::Waiting => Phase::Ready,
+            State::Restoring | State::Warming => Phase::Booting,
+            State::Restored | State::Waiting => Phase::Ready,
             State::Taken | State::Over => Phase::Ended,
         }
     }
 
     fn words(self) -> &'static str {
         match self {
-            State::Warming => "being made",
+            State::Restoring => "being made",
+            State::Restored => "waiting to be made warm or taken",
+            State::Warming => "being made warm",
             State::Waiting => "waiting to be taken",
             State::Taken => "taken already",
             State::Over => "ending",
@@ -48,6 +54,8 @@ impl State {
 pub enum Admission {
     /// An answer from what is known.
     Tell,
+    /// The VM is made warm.
+    WarmUp,
     /// The VM is handed over.
     HandOver,
     /// The spare is given up, or is given up already.
@@ -70,7 +78,7 @@ pub struct Machine(State);
 
 impl Default for Machine {
     fn default() -> Self {
-        Machine(State::Warming)
+        Machine(State::Restoring)
     }
 }
 
@@ -88,22 +96,26 @@ impl Machine {
         use State::*;
         let (admission, next) = match (request, self.0) {
             (Request::State, state) => (Admission::Tell, state),
-            (Request::Stats, Waiting) => (Admission::Tell, Waiting),
-            (Request::Adopt { .. }, Waiting) => (Admission::HandOver, Taken),
-            (Request::Abort | Request::Stop { .. }, Warming | Waiting | Over) => {
-                (Admission::End, Over)
-            }
+            (Request::Stats, state @ (Restored | Waiting)) => (Admission::Tell, state),
+            (Request::WarmUp, Restored) => (Admission::WarmUp, Warming),
+            (Request::Adopt { .. }, Restored | Waiting) => (Admission::HandOver, Taken),
+            (
+                Request::Abort | Request::Stop { .. },
+                Restoring | Restored | Warming | Waiting | Over,
+            ) => (Admission::End, Over),
             (request, state) => return Err(Refused { request: state::name(request), state }),
         };
         self.0 = next;
         Ok(admission)
     }
 
-    /// The VM is warm.
-    pub fn warmed(&mut self) {
-        if self.0 == State::Warming {
-            self.0 = State::Waiting;
-        }
+    /// What was under way, a restoration or a warm-up, is done.
+    pub fn done(&mut self) {
+        self.0 = match self.0 {
+            State::Restoring => State::Restored,
+            State::Warming => State::Waiting,
+            state => state,
+        };
     }
 
     /// The VM is of no use, unless it is a container's by now. Returns whether this ends the spare.
@@ -125,7 +137,7 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Op {
         Ask(Box<Request>),
-        Warmed,
+        Done,
         Failed,
     }
 
@@ -135,13 +147,14 @@ mod tests {
         prop::sample::select(vec![
             ask(Request::State),
             ask(Request::Stats),
+            ask(Request::WarmUp),
             ask(Request::Adopt { directory: "/x".into(), taps: 0 }),
             ask(Request::Abort),
             ask(Request::Stop { signal: 15, timeout_ms: 1 }),
             ask(start),
             ask(Request::Wait { process_id: "x".into() }),
-            Op::Warmed,
-            Op::Warmed,
+            Op::Done,
+            Op::Done,
             Op::Failed,
         ])
     }
@@ -150,7 +163,7 @@ mod tests {
         #[test]
         fn a_spare_is_taken_once_and_never_started(ops in proptest::collection::vec(op(), 0..20)) {
             let mut machine = Machine::default();
-            let mut taken = 0;
+            let (mut taken, mut warmed) = (0, 0);
             for op in ops {
                 let before = machine.state();
                 match op {
@@ -159,20 +172,24 @@ mod tests {
                             prop_assert!(outcome.is_err());
                         }
                         (Request::Adopt { .. }, Ok(_)) => {
-                            prop_assert_eq!(before, State::Waiting);
+                            prop_assert!(matches!(before, State::Restored | State::Waiting));
                             taken += 1;
+                        }
+                        (Request::WarmUp, Ok(_)) => {
+                            prop_assert_eq!(before, State::Restored);
+                            warmed += 1;
                         }
                         (Request::State, outcome) => prop_assert!(outcome.is_ok()),
                         (_, Err(_)) => prop_assert_eq!(machine.state(), before),
                         _ => {}
                     },
-                    Op::Warmed => machine.warmed(),
+                    Op::Done => machine.done(),
                     Op::Failed => prop_assert_eq!(machine.failed(), before != State::Taken),
                 }
                 if matches!(before, State::Taken | State::Over) {
                     prop_assert_eq!(machine.state(), before, "nothing leads back");
                 }
-                prop_assert!(taken <= 1);
+                prop_assert!(taken <= 1 && warmed <= 1);
                 prop_assert_eq!(taken == 1, machine.state() == State::Taken);
             }
         }

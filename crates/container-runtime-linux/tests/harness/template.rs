@@ -113,6 +113,7 @@ impl Template {
             assert!(began.elapsed() < LIMIT, "{}", log());
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
+        call::<()>(&directory, Request::WarmUp).await.unwrap_or_else(|e| panic!("{e}: {}", log()));
         eprintln!("spare: {:?}", began.elapsed());
         Spare { directory, helper }
     }
