@@ -133,6 +133,12 @@ impl Installation {
         it
     }
 
+    /// The same with other programs: those in a folder.
+    pub fn with_binaries(mut self, folder: PathBuf) -> Self {
+        self.binaries = folder;
+        self
+    }
+
     /// The same, with all its commands in a place of a [`crate::World`].
     pub fn in_place(mut self, place: &crate::world::Place) -> Self {
         self.prefix = place.prefix().into_iter().chain(self.prefix.clone()).collect();

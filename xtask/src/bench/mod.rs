@@ -5,12 +5,14 @@ mod audit;
 mod bare;
 mod figure;
 mod idle;
+mod jail;
 mod kernel;
 mod memory;
 mod mounts;
 mod network;
 mod plot;
 mod podman;
+mod program;
 mod ready;
 mod restore;
 mod returned;
@@ -54,6 +56,7 @@ const ALL: &[Entry] = &[
     ("audit", audit::audit),
     ("start", start::start),
     ("restore", restore::restore),
+    ("jail", jail::jail),
     ("idle", idle::idle),
     ("hundred", idle::hundred),
     ("memory-return", returned::memory_return),
@@ -70,13 +73,16 @@ const ALL: &[Entry] = &[
     ("translation-cache", translation::translation_cache),
 ];
 
-/// Those that run only when named: one writes into the source tree, one builds a kernel, two are
-/// parts of another.
+/// Those that run only when named: one writes into the source tree, one builds a kernel, the
+/// others are parts of another.
 const ON_DEMAND: &[Entry] = &[
     ("plot", plot::plot),
     ("kernel", kernel::kernel),
     ("start-back-to-back", start::back_to_back),
     ("start-template", start::from_template),
+    ("jail-made", jail::made),
+    ("jail-start", jail::start),
+    ("jail-throughput", jail::throughput),
 ];
 
 /// Runs the benchmarks named, or all; `--rounds N` pairs each (10 at least count).

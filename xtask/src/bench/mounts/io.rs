@@ -10,12 +10,13 @@ use e2e::layout::Image;
 use serde_json::json;
 
 use super::machine::Machine;
-use crate::bench::Bench;
 use crate::bench::figure::{Figure, Promise};
+use crate::bench::{Bench, program};
 use crate::debian::Distribution;
 use crate::workspace::{make_dir, run, step};
 
-const PROGRAM: &str = include_str!("../../../assets/files.c");
+/// The program that measures a file system.
+pub const FILES: &str = include_str!("../../../assets/files.c");
 const IMAGE: &str = "files";
 /// What the guest program does, each with how many of its unit are in a run.
 const OPERATIONS: [(&str, &str, &str, f64); 7] = [
@@ -121,11 +122,8 @@ fn image(bench: &Bench<'_>) -> Result<PathBuf> {
         step("mmdebstrap makes a file system with git");
         Distribution::of_the_machine()?.root_file_system(&["git"], &base)?;
     }
-    let source = folder.join("files.c");
-    std::fs::write(&source, PROGRAM).context("write the guest program")?;
-    let program = folder.join("files");
-    run(Command::new("gcc").args(["-Os", "-static", "-o"]).arg(&program).arg(&source))?;
-    let program = std::fs::read(&program).context("read the guest program")?;
+    let program = program::compiled(bench, "files", FILES)?;
+    let program = std::fs::read(program).context("read the guest program")?;
     let tree = tree()?;
     let layer = Layer::build(|entries| {
         entries.file("files", 0o755, &program).file("tree.tar", 0o644, &tree);

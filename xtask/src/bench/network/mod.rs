@@ -14,7 +14,7 @@ mod trip;
 pub use attach::attach;
 pub use load::load;
 pub use lookup::lookup;
-pub use throughput::throughput;
+pub use throughput::{PORT, TRANSFER, throughput};
 pub use trip::trip;
 
 use e2e::{Installation, World, busybox};

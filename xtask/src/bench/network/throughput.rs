@@ -1,8 +1,7 @@
 //! How much goes from container to container, and from the host into a published port, against
 //! bare QEMUs on a bridge, with one program in all guests and on the host (`assets/transfer.c`).
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use e2e::busybox;
@@ -13,19 +12,19 @@ use serde_json::json;
 
 use super::bare::Machines;
 use super::{NETWORK, Site};
-use crate::bench::Bench;
 use crate::bench::figure::{Figure, Promise};
-use crate::workspace::{make_dir, run};
+use crate::bench::{Bench, program};
 
 /// Where the program serves in guests.
 pub const PORT: u16 = 5001;
 /// A transfer, in MiB: about a second of an emulated guest.
 const SIZE: u64 = 128;
-const PROGRAM: &str = include_str!("../../../assets/transfer.c");
+/// The program that transfers.
+pub const TRANSFER: &str = include_str!("../../../assets/transfer.c");
 
 /// Both of them.
 pub fn throughput(bench: &Bench<'_>) -> Result<Vec<Figure>> {
-    let transfer = program(bench)?;
+    let transfer = program::compiled(bench, "transfer", TRANSFER)?;
     // The arguments of a VM that boots say which shape the peer has to have.
     let site = Site::new("runtime.template = false\nruntime.spare = 0\n");
     site.it.load(&image(&transfer)?);
@@ -62,16 +61,6 @@ pub fn throughput(bench: &Bench<'_>) -> Result<Vec<Figure>> {
         figure("TCP, container to container", neighbours),
         figure("TCP, host to published port", published),
     ])
-}
-
-fn program(bench: &Bench<'_>) -> Result<PathBuf> {
-    let folder = bench.workspace.target.join("bench");
-    make_dir(&folder)?;
-    let source = folder.join("transfer.c");
-    std::fs::write(&source, PROGRAM).context("write the program that transfers")?;
-    let program = folder.join("transfer");
-    run(Command::new("gcc").args(["-Os", "-static", "-o"]).arg(&program).arg(&source))?;
-    Ok(program)
 }
 
 fn image(transfer: &Path) -> Result<Image> {
