@@ -5,8 +5,8 @@ import pwd
 import socket
 import threading
 
-from host import (APP_ROOT, CONTAINER, HOME, IMAGE, OUTER, OUTSIDE, USER, answer, cgroup, check,
-                  container, processes, read, run, shell, status, until)
+from host import (APP_ROOT, ASK, CONTAINER, HOME, IMAGE, OUTER, OUTSIDE, USER, answer, cgroup,
+                  check, container, processes, read, run, shell, status, until)
 
 # What the outside does.
 ANSWER = "import socket; s = socket.create_server(('', 80)); " \
@@ -62,7 +62,7 @@ def a_container_reaches_the_outside_and_not_the_host():
         server.settimeout(600)
         reached = []
         threading.Thread(target=lambda: reached.append(_accepts(server)), daemon=True).start()
-        script = f"nc -w 10 {OUTSIDE} 80 </dev/null; nc -w 5 {OUTER} 81 </dev/null && echo in; " \
+        script = f"{ASK}; nc -w 5 {OUTER} 81 </dev/null && echo in; " \
             "nc -w 5 127.0.0.1 81 </dev/null && echo in; true"
         seen = container("run", "--rm", "busybox", "sh", "-c", script).ok()
         check(seen.out == "outside" and not reached, seen)
