@@ -79,7 +79,7 @@ pub fn copy(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for (name, ours, raw) in ways {
         let (mut samples, mut peers) = (Vec::new(), Vec::new());
-        for _ in 0..(bench.rounds / 3).max(3) {
+        for _ in 0..bench.rounds {
             peers.push(timed(&raw)?);
             samples.push(timed(&ours)?);
         }
