@@ -94,6 +94,24 @@ fn a_spare_is_taken_once_and_followed_by_another() {
 }
 
 #[test]
+fn starts_that_follow_each_other_take_vms_restored_beside_them() {
+    let it = Installation::with_config("runtime.spare = 1\n");
+    it.run(["system", "start"]).ok();
+    it.wait_for_spare();
+    let names = ["c0", "c1", "c2", "c3", "c4"];
+    let origins = names.map(|name| origin_of(&it, name));
+    assert_eq!(origins[0], "spare");
+    // The second finds that nothing has been begun for it.
+    assert!(origins[2..].iter().all(|origin| origin == "spare"), "{origins:?}");
+    for name in names {
+        it.run(["exec", name, "hostname"]).ok().prints(name);
+    }
+    // With the last one it is quiet enough to make one warm.
+    it.wait_for_spare();
+    it.run(["delete", "--all", "--force"]).ok();
+}
+
+#[test]
 fn a_container_with_a_bind_mount_takes_a_spare_of_its_own_kind() {
     let it = Installation::with_config("runtime.spare_idle_seconds = 600\n");
     let source = it.scratch().join("source");

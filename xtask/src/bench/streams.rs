@@ -11,6 +11,8 @@ use super::figure::{Figure, Promise};
 
 /// MiB sent in each measurement.
 const MIB: u64 = 256;
+/// MiB of the file that is copied.
+const COPIED_MIB: u64 = 1024;
 
 /// In, out, and through `cat`.
 pub fn stdio(bench: &Bench<'_>) -> Result<Vec<Figure>> {
@@ -50,13 +52,13 @@ pub fn stdio(bench: &Bench<'_>) -> Result<Vec<Figure>> {
 pub fn copy(bench: &Bench<'_>) -> Result<Vec<Figure>> {
     let it = Installation::with_busybox();
     it.run([
-        "run", "-d", "--name", "box", "--tmpfs", "/t", "-m", "1G", "busybox", "sleep", "100000",
+        "run", "-d", "--name", "box", "--tmpfs", "/t", "-m", "3G", "busybox", "sleep", "100000",
     ])
     .ok();
     let container = it.binaries().join("container").display().to_string();
     let file = |name: &str| it.scratch().join(name).display().to_string();
     let (source, target) = (file("source"), file("target"));
-    std::fs::write(&source, vec![0x5a; (MIB << 20) as usize])?;
+    std::fs::write(&source, vec![0x5a; (COPIED_MIB << 20) as usize])?;
     let ways = [
         (
             "cp to a container",
@@ -74,7 +76,7 @@ pub fn copy(bench: &Bench<'_>) -> Result<Vec<Figure>> {
         let mut sh = Command::new("sh");
         let status = sh.args(["-c", script]).env("CONTAINER_APP_ROOT", it.app_root()).status()?;
         ensure!(status.success(), "{script}: {status}");
-        Ok(MIB as f64 / start.elapsed().as_secs_f64())
+        Ok(COPIED_MIB as f64 / start.elapsed().as_secs_f64())
     };
     let mut figures = Vec::new();
     for (name, ours, raw) in ways {
