@@ -49,10 +49,12 @@ fn measure(
     directory: &str,
     peer: &'static str,
 ) -> Result<Vec<Figure>> {
+    // An installation's thread has no network, which making the image needs.
+    let archive = image(bench)?;
     // The arguments of a VM that boots say which shape the peer has to have.
     let it = Installation::without_mode();
     it.configure("runtime.template = false\nruntime.spare = 0\n");
-    it.load_archive(&image(bench)?);
+    it.load_archive(&archive);
     let folder = |name: &str| -> Result<PathBuf> {
         let path = it.scratch().join(name);
         make_dir(&path)?;
