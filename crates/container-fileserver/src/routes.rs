@@ -5,7 +5,7 @@
 //! that a guest makes up has a share seen with another's owners.
 
 use std::collections::BTreeMap;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -173,7 +173,6 @@ impl FileSystem for Routes {
         fn flush(&self, ctx: Context, inode: u64, handle: u64, lock_owner: u64) -> ();
         fn fsync(&self, ctx: Context, inode: u64, datasync: bool, handle: u64) -> ();
         fn fsyncdir(&self, ctx: Context, inode: u64, datasync: bool, handle: u64) -> ();
-        fn syncfs(&self, ctx: Context, inode: u64) -> ();
         fn statfs(&self, ctx: Context, inode: u64) -> libc::statvfs64;
         fn lseek(&self, ctx: Context, inode: u64, handle: u64, offset: u64, whence: u32) -> u64;
         fn fallocate(
@@ -237,6 +236,24 @@ impl FileSystem for Routes {
         for (system, requests) in self.systems.iter().zip(all) {
             system.batch_forget(ctx, requests);
         }
+    }
+
+    /// Of the root, which is all that a guest's kernel asks for: the file system of every share.
+    /// The root itself is a place of ours that nobody may open.
+    fn syncfs(&self, ctx: Context, inode: u64) -> io::Result<()> {
+        if split(inode).1 != fuse::ROOT_ID {
+            let (system, inode) = self.of(inode)?;
+            return system.syncfs(ctx, inode);
+        }
+        for share in 0..self.of_share.len() {
+            let name = CString::new(share.to_string())?;
+            let found = self.lookup(ctx, fuse::ROOT_ID, &name)?.inode;
+            let (system, there) = self.of(found)?;
+            let synced = system.syncfs(ctx, there);
+            system.forget(ctx, there, 1);
+            synced?;
+        }
+        Ok(())
     }
 
     fn lookup(&self, ctx: Context, parent: u64, name: &CStr) -> io::Result<Entry> {

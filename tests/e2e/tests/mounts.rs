@@ -55,7 +55,8 @@ fn a_container_sees_and_changes_what_it_was_given_and_nothing_else() {
 
     // Both ways, nested, and a file on a file.
     let script = "cat /ro/file /single; echo new > /rw/made; echo in > /rw/in/x; umask 0; \
-                  mkdir /rw/sub; ls /rw";
+                  mkdir /rw/sub; ls /rw; \
+                  sync -f /rw || echo not synced";
     fs::create_dir(at("in")).unwrap();
     it.container(["run", "--rm", "--read-only", "-v", &mount("in", "").replace(":/in", ":/rw/in")])
         .args(["-v", &mount("ro", ":ro"), "-v", &mount("rw", ""), "-v", &mount("single", ":ro")])
