@@ -217,9 +217,10 @@ impl Engine {
 
     /// A spare of this shape; while there is no template of it, also a larger one.
     async fn spare_for(&self, shape: &Shape, needs: Needs) -> Option<Spare> {
-        let exact = self.spares.take(shape, needs).await;
-        let larger = || self.spares.take_larger(shape, needs);
-        exact.or_else(|| if self.templates.is_ready(&shape.key) { None } else { larger() })
+        match self.spares.take(shape, needs).await {
+            None if !self.templates.is_ready(&shape.key) => self.spares.take_larger(shape, needs),
+            exact => exact,
+        }
     }
 
     fn has_machine(&self, container: &Container, machine: Machine) -> Arc<Machine> {

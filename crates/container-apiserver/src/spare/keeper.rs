@@ -14,8 +14,8 @@ use crate::helper::Helper;
 use crate::pressure;
 use crate::process::Identity;
 
-/// How long no start must have been under way: a spare that is made beside a start costs it more
-/// than the next one gains.
+/// How long no start must have been under way, unless one has found no warm spare: what is made
+/// beside a start costs it time.
 const QUIET: Duration = Duration::from_millis(150);
 /// From the kill to the end of one that a former service has left.
 const LEFT_OVER: Duration = Duration::from_secs(2);
@@ -41,29 +41,29 @@ pub async fn run(engine: Arc<Engine>) {
 /// Restores a spare or makes one warm; false when nothing is to be done now.
 async fn work(engine: &Arc<Engine>) -> bool {
     let spares = &engine.spares;
-    if let Some((order, hurried)) = spares.missing(|key| engine.templates.is_ready(key)) {
-        if !hurried {
-            tokio::select! {
-                () = engine.quiet(QUIET) => {}
-                // Perhaps another one.
-                () = spares.hurry.notified() => return true,
-            }
-        }
-        spares.restoring(&order);
-        let restored = restore(engine, &order, hurried).await;
-        return done(engine, order.kind(), restored).await;
-    }
-    if !spares.any_cold() {
+    let missing = spares.missing(|key| engine.templates.is_ready(key));
+    if missing.is_none() && !spares.any_cold() {
         return false;
     }
-    tokio::select! {
-        () = engine.quiet(QUIET) => {}
-        () = spares.hurry.notified() => return true,
+    let hurried = missing.as_ref().is_some_and(|(_, hurried)| *hurried);
+    if !hurried {
+        tokio::select! {
+            () = engine.quiet(QUIET) => {}
+            // Perhaps another one.
+            () = spares.hurry.notified() => return true,
+        }
     }
-    let Some(spare) = spares.warming() else { return true };
-    let kind = spare.kind();
-    let warmed = spare.warm_up(engine).await;
-    done(engine, kind, warmed).await
+    let (kind, made) = match missing {
+        Some((order, _)) => {
+            spares.restoring(&order);
+            (order.kind(), restore(engine, &order, hurried).await)
+        }
+        None => {
+            let Some(spare) = spares.warming() else { return true };
+            (spare.kind(), spare.warm_up(engine).await)
+        }
+    };
+    done(engine, kind, made).await
 }
 
 /// `[runtime] spare = N`: the default shape is in use from the start on.

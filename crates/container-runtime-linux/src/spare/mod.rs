@@ -177,7 +177,6 @@ async fn restore<H: Hypervisor>(
     patience: Patience,
     door: &Door,
 ) -> Result<Found<H::Vm>, ExitRecord> {
-    let given_up = || exit::killed("the spare was given up");
     let search = Search {
         hypervisor,
         blueprint,
@@ -198,8 +197,7 @@ async fn restore<H: Hypervisor>(
     };
     let failed = tokio::select! {
         biased;
-        () = door.given_up() => Some(given_up()),
-        exit = vm.ended() => Some(exit::of_vm(&exit, &boot_log.tail(), true, 0)),
+        record = ended(door, vm, boot_log) => Some(record),
         set_up = set_up => set_up.err().map(|error| exit::failure(format!("{error:#}"))),
     };
     if let Some(record) = failed {
@@ -208,6 +206,19 @@ async fn restore<H: Hypervisor>(
     }
     found.origin = VmOrigin::Spare;
     Ok(found)
+}
+
+/// Waits until the spare is to end, or its VM has ended.
+async fn ended<V: Vm>(door: &Door, vm: &V, boot_log: &BootLog) -> ExitRecord {
+    tokio::select! {
+        biased;
+        () = door.given_up() => given_up(),
+        exit = vm.ended() => exit::of_vm(&exit, &boot_log.tail(), true, 0),
+    }
+}
+
+fn given_up() -> ExitRecord {
+    exit::killed("the spare was given up")
 }
 
 /// Has the guest go through what a start goes through.
@@ -262,8 +273,7 @@ async fn wait<V: Vm>(
     let ended = async {
         tokio::select! {
             biased;
-            () = door.given_up() => exit::killed("the spare was given up"),
-            exit = vm.ended() => exit::of_vm(&exit, &boot_log.tail(), true, 0),
+            record = ended(door, vm, boot_log) => record,
             () = wishes.fulfil(vm) => exit::failure("the spare's port is lost"),
         }
     };

@@ -50,7 +50,7 @@ pub fn throughput(bench: &Bench<'_>) -> Result<Vec<Figure>> {
         sides.check()?;
         for ((_, operation), (with, without)) in KINDS.iter().zip(&mut samples) {
             let measure = |jailed: bool| match operation {
-                Some(operation) => of_disk(sides.side(jailed), operation),
+                Some(operation) => mounts::exec(sides.side(jailed), operation, "/disk"),
                 None => of_network(&transfer, &targets[usize::from(!jailed)]),
             };
             // The first pair makes what is needed, and fills caches.
@@ -99,13 +99,6 @@ fn start(it: &Installation) -> Result<String> {
     let address = it.inspect("box")["networks"][0]["ipv4Address"].clone();
     let address = address.as_str().and_then(|address| address.split('/').next());
     address.map(str::to_owned).context("the container has no address")
-}
-
-/// Nanoseconds of an operation on the container's own disk.
-fn of_disk(it: &Installation, operation: &str) -> Result<f64> {
-    let text = it.run(["exec", "box", "/files", operation, "/disk"]).ok().text();
-    let answer = text.strip_prefix('=').and_then(|answer| answer.parse().ok());
-    answer.with_context(|| format!("{operation}: the container says {text:?}"))
 }
 
 /// Nanoseconds of a transfer from here.

@@ -92,8 +92,8 @@ fn measure(
     Ok(figures)
 }
 
-/// Nanoseconds of an operation in the container.
-fn exec(it: &Installation, operation: &str, directory: &str) -> Result<f64> {
+/// Nanoseconds of an operation of the program, `/files` in the container `box`.
+pub fn exec(it: &Installation, operation: &str, directory: &str) -> Result<f64> {
     let text = it.run(["exec", "box", "/files", operation, directory]).ok().text();
     let answer = text.strip_prefix('=').and_then(|answer| answer.parse().ok());
     answer.with_context(|| format!("{operation}: the container says {text:?}"))

@@ -6,5 +6,5 @@ mod io;
 mod machine;
 mod start;
 
-pub use io::{FILES, disk, share};
+pub use io::{FILES, disk, exec, share};
 pub use start::{mount, volume};
